@@ -1,0 +1,56 @@
+import { type ConsumerConfig, readConsumerConfig } from "./lib/config.ts";
+import { type HandleMessages, Subscriber } from "./lib/kafka.ts";
+import { type Log, print } from "./lib/log.ts";
+import { type Context, runProgram } from "./lib/program.ts";
+import { afterAbort } from "./lib/schedule.ts";
+import { Store } from "./lib/store.ts";
+import { decodeMessages, Writer } from "./lib/writer.ts";
+
+/** After a signal, the database may take this long for what was read; what it does not take is read again. */
+const SHUTDOWN_WRITE_MS = 6_000;
+
+/** Moves metrics from Kafka into PostgreSQL. */
+async function consume(context: Context<ConsumerConfig>): Promise<number> {
+  const { config, log, signal } = context;
+  if (config.postgres === null) return await read(context, (messages) => printRows(messages, log));
+
+  await using store = await Store.open(config.postgres, { log, signal });
+  const writer = new Writer(store, { log, signal: afterAbort(signal, SHUTDOWN_WRITE_MS) });
+  const code = await read(context, (messages) => writer.write(messages));
+  log.info("Stored {rows} row(s) and {deadLetters} dead letter(s)", writer.stored);
+  return code;
+}
+
+/** Reads topics and hands their messages over: with `--once` up to their present ends, else until a signal. */
+async function read(
+  { config, commandLine, log, signal }: Context<ConsumerConfig>,
+  handle: HandleMessages,
+): Promise<number> {
+  const groupId = commandLine.dryRun ? null : config.groupId;
+  await using subscriber = new Subscriber(config.kafka, { groupId, topics: config.topics, log });
+  if (!commandLine.once) {
+    await subscriber.run({ handle, signal });
+    return 0;
+  }
+  const blocked = new AbortController();
+  await subscriber.runToEnd({
+    signal: AbortSignal.any([signal, blocked.signal]),
+    handle: async (messages) => {
+      const handled = await handle(messages);
+      if (handled === "blocked") blocked.abort();
+      return handled;
+    },
+  });
+  return blocked.signal.aborted ? 1 : 0;
+}
+
+function printRows(messages: Parameters<HandleMessages>[0], log: Log): ReturnType<HandleMessages> {
+  const { rows, deadLetters } = decodeMessages(messages);
+  for (const { message, metric } of rows) print(JSON.stringify({ topic: message.topic, ...metric }));
+  for (const { message: { topic, partition, offset }, reason } of deadLetters) {
+    log.warn("Dead letter {topic}/{partition}@{offset}: {reason}", { topic, partition, offset, reason });
+  }
+  return Promise.resolve("stored");
+}
+
+Deno.exitCode = await runProgram("consumer", Deno.args, { readConfig: readConsumerConfig, run: consume });

@@ -1,0 +1,127 @@
+import { Command, CommanderError, Option } from "commander";
+import project from "../deno.json" with { type: "json" };
+import { print, printError } from "./log.ts";
+import { environmentName, flagNames, type ProgramName, type Setting, SETTINGS } from "./setting.ts";
+
+/** What a command line says. */
+export interface CommandLine {
+  /** Texts of the settings' flags, by the flag's name without dashes. */
+  readonly flags: ReadonlyMap<string, string>;
+  /** Texts of `--kafka-topic`, in order. */
+  readonly topics: readonly string[];
+  /** `--config-path` */
+  readonly configPath: string | undefined;
+  /** `--once` */
+  readonly once: boolean;
+  /** `--dry-run` */
+  readonly dryRun: boolean;
+  /** `--check-config` */
+  readonly checkConfig: boolean;
+}
+
+/** What the command line asks for beside settings, by program. */
+const MODES: Record<ProgramName, { summary: string; once: string; dryRun: string; examples: readonly string[] }> = {
+  producer: {
+    summary: "Checks web sites and publishes every result to Kafka, a topic per site.",
+    once: "check every site once, wait until Kafka has all results, and end",
+    dryRun: "print each result as a line of JSON instead of publishing it; needs no broker",
+    examples: [
+      "deno task producer --once --dry-run --url https://example.com/ --regex Example",
+      "deno task producer --config-path example/example.config.ini",
+    ],
+  },
+  consumer: {
+    summary: "Moves the results of checks from Kafka into PostgreSQL, a table per topic.",
+    once: "store what the topics hold now, and end",
+    dryRun: "print each row as a line of JSON instead of storing it; needs no database, commits nothing",
+    examples: [
+      "deno task consumer --config-path example/example.config.ini",
+      "deno task consumer --once --dry-run --kafka-bootstrap-servers localhost:9092 --kafka-topic apache",
+    ],
+  },
+};
+
+/**
+ * Reads a program's command line.
+ *
+ * @returns What it says, or the exit code where nothing is left to do: 0 after `--help` and `--version`, 2 after an
+ * error, which has been written to standard error.
+ */
+export function parseCommandLine(program: ProgramName, args: readonly string[]): CommandLine | number {
+  const command = createCommand(program);
+  try {
+    command.parse(args, { from: "user" });
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error;
+    return error.exitCode === 0 ? 0 : 2;
+  }
+  const options = command.opts<Record<string, unknown>>();
+  const flags = new Map<string, string>();
+  for (const option of command.options) {
+    const value = options[option.attributeName()];
+    if (typeof value === "string") flags.set(option.name(), value);
+  }
+  const topics = options["kafkaTopic"];
+  return {
+    flags,
+    topics: Array.isArray(topics) ? topics : [],
+    configPath: flags.get("config-path"),
+    once: options["once"] === true,
+    dryRun: options["dryRun"] === true,
+    checkConfig: options["checkConfig"] === true,
+  };
+}
+
+function createCommand(program: ProgramName): Command {
+  const { summary, once, dryRun, examples } = MODES[program];
+  const command = new Command(program)
+    .description(
+      `${summary}\n\nEach setting is taken from its flag, else the environment, else the file, else the default.`,
+    )
+    .helpOption("-h, --help", "show this page")
+    .version(project.version, "-V, --version", "show the version")
+    .configureHelp({ showGlobalOptions: true, helpWidth: 100 })
+    .configureOutput({
+      writeOut: (text) => print(text.trimEnd()),
+      writeErr: (text) => printError(text.trimEnd()),
+      outputError: (text, write) => write(`${program}: ${text.replace(/^error: /, "")}`),
+    })
+    .showSuggestionAfterError()
+    .exitOverride()
+    .addHelpText("after", `\nExamples:\n${examples.map((example) => `  $ ${example}`).join("\n")}`);
+
+  command.addOption(
+    new Option("--config-path <file>", "file with all settings, see example/example.config.ini [env: CONFIG_PATH]"),
+  );
+  if (program === "producer") {
+    command.addOption(
+      new Option("--name <name>", "name of the site and its topic (default: host of the URL) [env: NAME]"),
+    );
+  } else {
+    command.addOption(
+      new Option(
+        "--kafka-topic <topic>",
+        "topic to read; repeatable, comma-separated, or /regex/ (default: sites of the file) [env: KAFKA_TOPIC]",
+      ).argParser((value: string, previous: string[] | undefined) => [...previous ?? [], value]),
+    );
+  }
+  for (const section of Object.values(SETTINGS)) {
+    for (const [key, setting] of Object.entries<Setting<unknown>>(section)) {
+      if (!setting.programs.includes(program)) continue;
+      for (const [index, flag] of flagNames(key, setting).entries()) {
+        command.addOption(
+          new Option(
+            `--${flag} <${setting.placeholder}>`,
+            index === 0
+              ? `${setting.meaning} (default: ${setting.fallback}) [env: ${environmentName(flag)}]`
+              : `the same as --${setting.flag} [env: ${environmentName(flag)}]`,
+          ),
+        );
+      }
+    }
+  }
+  return command
+    .option("--once", once)
+    .option("--dry-run", dryRun)
+    .option("--check-config", "validate the settings, print them with secrets hidden, and end");
+}

@@ -1,0 +1,614 @@
+import { randomUUID } from "node:crypto";
+import { Buffer } from "node:buffer";
+import process from "node:process";
+import {
+  type Admin,
+  AssignerProtocol,
+  type Batch,
+  type Consumer,
+  Kafka,
+  logLevel,
+  type Message,
+  type PartitionAssigner,
+  Partitioners,
+  type Producer,
+  type TopicMessages,
+} from "kafkajs";
+import { assignPartitions, type Member } from "./assignment.ts";
+import type { KafkaSettings, TopicSelection } from "./config.ts";
+import { ConfigError, errorCode, errorMessage } from "./error.ts";
+import type { Log } from "./log.ts";
+import { type KafkaMessage, METRIC_VERSION } from "./metric.ts";
+import { retryForever } from "./retry.ts";
+import { sleepUntilAborted } from "./schedule.ts";
+import type { OutgoingMessage } from "./spool.ts";
+
+/** Time after which a member that says nothing has left its group: rows move again soon after a `kill -9`. */
+export const SESSION_TIMEOUT_MS = 10_000;
+
+const HEARTBEAT_INTERVAL_MS = 2_000;
+/** How long a broker may hold an empty fetch; stopping waits for it, and so does each change of topics. */
+const MAX_FETCH_WAIT_MS = 500;
+/** New topics are looked for this often. */
+const DISCOVERY_INTERVAL_MS = 3_000;
+/** A topic that can't be stored or published now is tried again after this. */
+const BLOCKED_TOPIC_WAIT_MS = 10_000;
+const PARTITIONS_IN_FLIGHT = 200;
+/** A broker takes 1 MB a partition and request unless told otherwise; metrics of one topic are sent in parts of this. */
+const MAX_TOPIC_BYTES = 500_000;
+const UNTRUSTED_REGEXP = /CERT|UNABLE_TO_|ERR_TLS_|ERR_SSL_/;
+
+/** A group of which another live member holds partitions. */
+export class GroupBusyError extends Error {
+  /** Tells this class apart. */
+  override readonly name = "GroupBusyError" as const;
+}
+
+/** Options of all clients. */
+export interface ClientOptions {
+  /** Where to tell what goes on. */
+  readonly log: Log;
+}
+
+/** What happened to messages. */
+export interface PublishResult {
+  /** Reasons by topic, of topics that Kafka did not take; all others are acknowledged. */
+  readonly refused: ReadonlyMap<string, string>;
+}
+
+/** Publishes messages. */
+export class Publisher implements AsyncDisposable {
+  readonly #settings: KafkaSettings;
+  readonly #log: Log;
+  readonly #producer: Producer;
+  readonly #admin: Admin;
+  /** Topics that need not be made. */
+  readonly #known = new Set<string>();
+  #connected = false;
+
+  /** Connects with the first call of {@linkcode Publisher.publish}. */
+  constructor(settings: KafkaSettings, { log }: ClientOptions) {
+    this.#settings = settings;
+    this.#log = log;
+    const kafka = createKafka(settings, log);
+    this.#admin = kafka.admin({ retry: { retries: 2 } });
+    this.#producer = kafka.producer({
+      // Not idempotent: kafkajs loses messages that way when one of several topics fails; ids make doubles harmless.
+      idempotent: false,
+      maxInFlightRequests: 1,
+      allowAutoTopicCreation: true,
+      createPartitioner: Partitioners.DefaultPartitioner,
+      retry: { retries: 3, initialRetryTime: 200, maxRetryTime: 2_000 },
+    });
+  }
+
+  /**
+   * Publishes messages of any topics, each topic's in their order, and waits until all in-sync replicas have them.
+   *
+   * @throws {ConfigError} when the brokers' certificates are not trusted or they don't trust ours, at the first try.
+   * @throws What the client throws, when no broker can be reached; any of the messages may have arrived.
+   */
+  async publish(messages: readonly OutgoingMessage[]): Promise<PublishResult> {
+    await this.#connect();
+    const refused = new Map<string, string>();
+    await this.#createTopics(new Set(messages.map(({ topic }) => topic)), refused);
+    for (const round of rounds(messages)) {
+      await this.#send(round.filter(({ topic }) => !refused.has(topic)), refused);
+    }
+    return { refused };
+  }
+
+  /** Closes the connections. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.allSettled([this.#producer.disconnect(), this.#admin.disconnect()]);
+  }
+
+  async #connect(): Promise<void> {
+    if (this.#connected) return;
+    try {
+      await Promise.all([this.#producer.connect(), this.#admin.connect()]);
+    } catch (error) {
+      throw asConfigError(error, this.#settings);
+    }
+    this.#connected = true;
+  }
+
+  /** Makes topics that are not there; where the broker does not allow us to, it may make them itself. */
+  async #createTopics(topics: ReadonlySet<string>, refused: Map<string, string>): Promise<void> {
+    if ([...topics].every((topic) => this.#known.has(topic))) return;
+    const existing = new Set(await this.#admin.listTopics());
+    const missing = [...topics].filter((topic) => !existing.has(topic) && !this.#known.has(topic));
+    const failed = new Map<string, string>();
+    if (missing.length > 0) {
+      try {
+        await this.#admin.createTopics({ topics: missing.map((topic) => ({ topic })), waitForLeaders: true });
+      } catch (error) {
+        if (!(error instanceof Error && "errors" in error && Array.isArray(error.errors))) throw error;
+        for (const one of error.errors as (Error & { type?: string; topic?: string })[]) {
+          const { type, topic } = one;
+          if (topic === undefined || type === "TOPIC_ALREADY_EXISTS" || type?.endsWith("AUTHORIZATION_FAILED")) {
+            continue;
+          }
+          failed.set(topic, `it can't be made: ${errorMessage(one)}`);
+        }
+      }
+      const made = missing.filter((topic) => !failed.has(topic));
+      if (made.length > 0) this.#log.info("Made topics: {topics}", { topics: made.join(", ") });
+    }
+    for (const topic of topics) {
+      const reason = failed.get(topic);
+      if (reason === undefined) this.#known.add(topic);
+      else refused.set(topic, reason);
+    }
+  }
+
+  async #send(messages: readonly OutgoingMessage[], refused: Map<string, string>): Promise<void> {
+    if (messages.length === 0) return;
+    const byTopic = Map.groupBy(messages, ({ topic }) => topic);
+    try {
+      await this.#sendBatch(byTopic);
+    } catch (error) {
+      if (protocolError(error) === undefined) throw error;
+      // One of the topics failed; which one, only sending them one by one tells.
+      for (const [topic, ofTopic] of byTopic) await this.#sendTopic(topic, ofTopic, refused);
+    }
+  }
+
+  async #sendTopic(topic: string, messages: OutgoingMessage[], refused: Map<string, string>): Promise<void> {
+    try {
+      await this.#sendBatch(new Map([[topic, messages]]));
+    } catch (error) {
+      const refusal = protocolError(error);
+      if (refusal === undefined) throw error;
+      if (refusal.type === "INVALID_TIMESTAMP") {
+        const timestamp = Date.now();
+        await this.#sendBatch(new Map([[topic, messages.map((message) => ({ ...message, timestamp }))]]));
+        return;
+      }
+      this.#known.delete(topic);
+      refused.set(topic, errorMessage(refusal));
+    }
+  }
+
+  async #sendBatch(byTopic: ReadonlyMap<string, readonly OutgoingMessage[]>): Promise<void> {
+    const topicMessages = [...byTopic].map(([topic, messages]): TopicMessages => ({
+      topic,
+      messages: messages.map(toRecord),
+    }));
+    await this.#producer.sendBatch({ acks: -1, topicMessages });
+  }
+}
+
+/** What became of the messages that were handed over. */
+export type Handled = "stored" | "blocked";
+
+/** Takes messages of one partition; resolves once they are stored, or can't be for now. */
+export type HandleMessages = (messages: KafkaMessage[]) => Promise<Handled>;
+
+/** Options of {@linkcode Subscriber}. */
+export interface SubscriberOptions extends ClientOptions {
+  /** Consumer group; null for one of its own that is not kept, with nothing committed. */
+  readonly groupId: string | null;
+  /** What to read. */
+  readonly topics: TopicSelection;
+}
+
+/** Options of {@linkcode Subscriber.run}. */
+export interface RunOptions {
+  /** Takes the messages. */
+  readonly handle: HandleMessages;
+  /** Ends the reading: what was handed over is waited for. */
+  readonly signal: AbortSignal;
+}
+
+/** Partition → offset to reach, per topic. */
+type Targets = Map<string, Map<number, bigint>>;
+
+/** Reads topics as a member of a consumer group. */
+export class Subscriber implements AsyncDisposable {
+  readonly #settings: KafkaSettings;
+  readonly #log: Log;
+  readonly #kafka: Kafka;
+  readonly #admin: Admin;
+  readonly #groupId: string;
+  readonly #commits: boolean;
+  readonly #topics: TopicSelection;
+  #connected = false;
+
+  /** Connects with the first call. */
+  constructor(settings: KafkaSettings, { log, groupId, topics }: SubscriberOptions) {
+    this.#settings = settings;
+    this.#log = log;
+    this.#kafka = createKafka(settings, log);
+    this.#admin = this.#kafka.admin({ retry: { retries: 2 } });
+    this.#groupId = groupId ?? `site_checker-dry-run-${randomUUID()}`;
+    this.#commits = groupId !== null;
+    this.#topics = topics;
+  }
+
+  /** Reads until the signal is aborted. Topics that appear later are joined; while brokers are away, it waits. */
+  async run({ handle, signal }: RunOptions): Promise<void> {
+    let waiting = false;
+    while (!signal.aborted) {
+      try {
+        const topics = await this.#reach(() => this.#findTopics(), signal);
+        if (topics.length === 0) {
+          if (!waiting) this.#log.info("No topic to read is there yet, waiting");
+          waiting = true;
+          await sleepUntilAborted(DISCOVERY_INTERVAL_MS, signal);
+          continue;
+        }
+        waiting = false;
+        await this.#read({ topics, handle, signal });
+      } catch (error) {
+        if (signal.aborted) break;
+        if (error instanceof ConfigError || error instanceof Deno.errors.NotCapable) throw error;
+        this.#log.warn("Reading failed, trying again: {reason}", { reason: errorMessage(error) });
+        await sleepUntilAborted(1_000, signal);
+      }
+    }
+  }
+
+  /**
+   * Reads from the committed offsets to the ends of the topics as they are now.
+   *
+   * @throws {GroupBusyError} when another member of the group holds partitions.
+   */
+  async runToEnd({ handle, signal }: RunOptions): Promise<void> {
+    const topics = await this.#reach(() => this.#findTopics(), signal);
+    await this.#reach(() => this.#waitForEmptyGroup(signal), signal);
+    const targets = await this.#reach(() => this.#findTargets(topics), signal);
+    if (targets.size > 0) await this.#read({ topics: [...targets.keys()], handle, signal, targets });
+  }
+
+  /** Leaves nothing behind. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#connected) return;
+    if (!this.#commits) await this.#admin.deleteGroups([this.#groupId]).catch(() => {});
+    await this.#admin.disconnect();
+  }
+
+  /** Asks the brokers something, for as long as it takes. */
+  #reach<T>(ask: () => Promise<T>, signal: AbortSignal): Promise<T> {
+    return retryForever(async () => {
+      try {
+        if (!this.#connected) await this.#admin.connect();
+        this.#connected = true;
+        return await ask();
+      } catch (error) {
+        throw asConfigError(error, this.#settings);
+      }
+    }, {
+      what: `Kafka at ${this.#settings.bootstrapServers.join(",")}`,
+      log: this.#log,
+      signal,
+      isFinal: (error) => error instanceof ConfigError || error instanceof GroupBusyError,
+    });
+  }
+
+  async #findTopics(): Promise<string[]> {
+    const { names, patterns } = this.#topics;
+    const existing = await this.#admin.listTopics();
+    return existing.filter((topic) =>
+      names.includes(topic) || (!topic.startsWith("__") && patterns.some((pattern) => pattern.test(topic)))
+    ).sort();
+  }
+
+  /** A member that was killed still counts until its session has timed out; one that lives counts longer. */
+  async #waitForEmptyGroup(signal: AbortSignal): Promise<void> {
+    if (!this.#commits) return;
+    const until = performance.now() + SESSION_TIMEOUT_MS + 2_000;
+    for (let told = false;;) {
+      const { groups } = await this.#admin.describeGroups([this.#groupId]);
+      const members = groups.flatMap(({ members }) => members);
+      if (members.length === 0) return;
+      if (performance.now() > until || signal.aborted) throw busy(this.#groupId, members.length);
+      if (!told) {
+        this.#log.info("Group {group} has {members} other member(s), waiting whether they are still alive", {
+          group: this.#groupId,
+          members: members.length,
+        });
+      }
+      told = true;
+      await sleepUntilAborted(500, signal);
+    }
+  }
+
+  /** Ends of the partitions of which something is not committed yet. */
+  async #findTargets(topics: readonly string[]): Promise<Targets> {
+    const committed = this.#commits && topics.length > 0
+      ? await this.#admin.fetchOffsets({ groupId: this.#groupId, topics: [...topics] })
+      : [];
+    const offsets = new Map(
+      committed.flatMap(({ topic, partitions }) =>
+        partitions.map((p) => [`${topic}:${p.partition}`, BigInt(p.offset)])
+      ),
+    );
+    const targets: Targets = new Map();
+    for (const topic of topics) {
+      for (const { partition, low, high } of await this.#admin.fetchTopicOffsets(topic)) {
+        const from = offsets.get(`${topic}:${partition}`) ?? -1n;
+        // Beyond the end, as after the topic was made again, reading starts over.
+        const start = from < BigInt(low) || from > BigInt(high) ? BigInt(low) : from;
+        if (start >= BigInt(high)) continue;
+        const partitions = targets.get(topic) ?? new Map<number, bigint>();
+        targets.set(topic, partitions.set(partition, BigInt(high)));
+      }
+    }
+    return targets;
+  }
+
+  /** One membership: until the signal, the targets, a change of topics (without targets), or a failure, which is thrown. */
+  async #read(
+    { topics, handle, signal, targets }: RunOptions & { topics: readonly string[]; targets?: Targets },
+  ): Promise<void> {
+    const consumer = this.#kafka.consumer({
+      groupId: this.#groupId,
+      sessionTimeout: SESSION_TIMEOUT_MS,
+      rebalanceTimeout: SESSION_TIMEOUT_MS,
+      heartbeatInterval: HEARTBEAT_INTERVAL_MS,
+      maxWaitTimeInMs: MAX_FETCH_WAIT_MS,
+      allowAutoTopicCreation: false,
+      partitionAssigners: [subscriptionAssigner],
+      // After a failure a new member is made here, one way for all of them.
+      retry: { retries: 3, restartOnFailure: () => Promise.resolve(false) },
+    });
+    const ended = new AbortController();
+    const over = AbortSignal.any([signal, ended.signal]);
+    const resumes = new Set<ReturnType<typeof setTimeout>>();
+    const commits = new CommitQueue(consumer);
+    const reached = (topic: string, partition: number, next: bigint) => {
+      if (targets === undefined) return;
+      const partitions = targets.get(topic);
+      const target = partitions?.get(partition);
+      if (target === undefined || next < target) return;
+      partitions?.delete(partition);
+      if (partitions?.size === 0) targets.delete(topic);
+      if (targets.size === 0) ended.abort();
+    };
+    consumer.on("consumer.crash", ({ payload }) => ended.abort(payload.error));
+    consumer.on("consumer.group_join", ({ payload }) => {
+      this.#log.info("Joined group {group}: {partitions} partitions", {
+        group: this.#groupId,
+        partitions: Object.values(payload.memberAssignment).flat().length,
+      });
+      if (targets !== undefined && !covers(payload.memberAssignment, targets)) ended.abort(busy(this.#groupId, 1));
+    });
+    consumer.on("consumer.end_batch_process", ({ payload }) => {
+      // Batches of control records alone never come to the handler.
+      if (payload.batchSize === 0) reached(payload.topic, payload.partition, BigInt(payload.lastOffset) + 1n);
+    });
+    try {
+      await consumer.connect();
+      await consumer.subscribe({ topics: [...topics], fromBeginning: true });
+      await consumer.run({
+        autoCommit: false,
+        eachBatchAutoResolve: false,
+        partitionsConsumedConcurrently: PARTITIONS_IN_FLIGHT,
+        eachBatch: async ({ batch, resolveOffset, heartbeat, pause, isRunning, isStale }) => {
+          if (over.aborted || !isRunning() || isStale()) return;
+          const { topic, partition } = batch;
+          const handled = await withHeartbeats(handle(toMessages(batch)), heartbeat);
+          if (handled === "blocked") {
+            const resume = pause();
+            const timer = setTimeout(() => {
+              resumes.delete(timer);
+              resume();
+            }, BLOCKED_TOPIC_WAIT_MS);
+            resumes.add(timer);
+            return;
+          }
+          resolveOffset(batch.lastOffset());
+          const next = BigInt(batch.lastOffset()) + 1n;
+          if (this.#commits) await commits.add({ topic, partition, offset: String(next) });
+          reached(topic, partition, next);
+        },
+      });
+      if (targets === undefined) await this.#untilTopicsChange(topics, over);
+      else await aborted(over);
+    } finally {
+      for (const timer of resumes) clearTimeout(timer);
+      await consumer.disconnect();
+    }
+    if (!signal.aborted && ended.signal.aborted && ended.signal.reason instanceof Error) {
+      const { reason } = ended.signal;
+      if (!(reason instanceof DOMException)) throw reason;
+    }
+  }
+
+  async #untilTopicsChange(topics: readonly string[], signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      await sleepUntilAborted(DISCOVERY_INTERVAL_MS, signal);
+      if (signal.aborted) return;
+      try {
+        const now = await this.#findTopics();
+        if (now.length === topics.length && now.every((topic, index) => topic === topics[index])) continue;
+        this.#log.info("Topics to read changed: {topics}", { topics: now.join(", ") });
+        return;
+      } catch (error) {
+        this.#log.debug("Looking for topics failed: {reason}", { reason: errorMessage(error) });
+      }
+    }
+  }
+}
+
+/** Commits what many partitions have to commit in one request. */
+class CommitQueue {
+  readonly #consumer: Consumer;
+  #offsets: { topic: string; partition: number; offset: string }[] = [];
+  #commit: Promise<void> | undefined;
+
+  constructor(consumer: Consumer) {
+    this.#consumer = consumer;
+  }
+
+  add(offset: { topic: string; partition: number; offset: string }): Promise<void> {
+    this.#offsets.push(offset);
+    this.#commit ??= this.#commitSoon();
+    return this.#commit;
+  }
+
+  async #commitSoon(): Promise<void> {
+    // Those that were stored by the same transaction come in the same turn of the event loop.
+    await Promise.resolve();
+    await Promise.resolve();
+    const offsets = this.#offsets;
+    this.#offsets = [];
+    this.#commit = undefined;
+    await this.#consumer.commitOffsets(offsets);
+  }
+}
+
+function createKafka({ bootstrapServers, tls }: KafkaSettings, log: Log): Kafka {
+  silenceTimeoutWarning();
+  return new Kafka({
+    clientId: "site_checker",
+    brokers: [...bootstrapServers],
+    ...(tls && {
+      ssl: { ...(tls.ca && { ca: [tls.ca] }), ...(tls.cert && { cert: tls.cert }), ...(tls.key && { key: tls.key }) },
+    }),
+    connectionTimeout: 3_000,
+    retry: { retries: 3, initialRetryTime: 200, maxRetryTime: 2_000 },
+    logLevel: logLevel.INFO,
+    // What matters is said by those who call; the client reports each rebalance as an error.
+    logCreator: () => ({ namespace, log: { message, error } }) =>
+      log.debug("{namespace}: {message} {error}", { namespace, message, error: error ?? "" }),
+  });
+}
+
+let silenced = false;
+
+/** kafkajs 2.2.4 sets a timer with a negative time, of which the runtime warns on standard error; only that is kept back. */
+function silenceTimeoutWarning(): void {
+  if (silenced) return;
+  silenced = true;
+  const emitWarning = process.emitWarning.bind(process) as (...args: unknown[]) => void;
+  process.emitWarning = ((warning: unknown, ...rest: unknown[]) => {
+    const [type] = rest;
+    const name = warning instanceof Error
+      ? warning.name
+      : typeof type === "object" && type !== null && "type" in type
+      ? type.type
+      : type;
+    if (name !== "TimeoutNegativeWarning") emitWarning(warning, ...rest);
+  }) as typeof process.emitWarning;
+}
+
+function toRecord({ key, value, timestamp }: OutgoingMessage): Message {
+  return {
+    key,
+    value,
+    timestamp: String(timestamp),
+    headers: { "content-type": "application/json", version: String(METRIC_VERSION) },
+  };
+}
+
+function toMessages({ topic, partition, messages }: Batch): KafkaMessage[] {
+  return messages.map(({ key, value, offset, timestamp, headers }) => ({
+    topic,
+    partition,
+    offset,
+    timestamp: Number(timestamp),
+    key,
+    value,
+    headers: Object.fromEntries(
+      Object.entries(headers ?? {}).map((
+        [name, value],
+      ) => [name, Array.isArray(value) ? value.join(",") : `${value ?? ""}`]),
+    ),
+  }));
+}
+
+/** Parts of which each has no more of one topic than fits into a request. */
+function rounds(messages: readonly OutgoingMessage[]): OutgoingMessage[][] {
+  const result: OutgoingMessage[][] = [];
+  const fill = new Map<string, { round: number; bytes: number }>();
+  for (const message of messages) {
+    const size = message.key.length + message.value.length;
+    const at = fill.get(message.topic) ?? { round: 0, bytes: 0 };
+    if (at.bytes > 0 && at.bytes + size > MAX_TOPIC_BYTES) {
+      at.round++;
+      at.bytes = 0;
+    }
+    at.bytes += size;
+    fill.set(message.topic, at);
+    (result[at.round] ??= []).push(message);
+  }
+  return result;
+}
+
+/** A broker's answer (kafkajs gives it a `type`, KafkaJSProtocolError is not exported) among the causes, if one answered. */
+function protocolError(error: unknown): Error & { type: string } | undefined {
+  for (let e = error, depth = 0; e instanceof Error && depth < 8; e = e.cause, depth++) {
+    if ("type" in e && typeof e.type === "string") return e as Error & { type: string };
+  }
+  return undefined;
+}
+
+function asConfigError(error: unknown, { bootstrapServers, tls }: KafkaSettings): unknown {
+  if (tls === null || !UNTRUSTED_REGEXP.test(errorCode(error) ?? "")) return error;
+  return new ConfigError(`Cannot connect to Kafka at ${bootstrapServers.join(",")} over TLS: ${errorMessage(error)}`, {
+    cause: error,
+  });
+}
+
+function busy(groupId: string, members: number): GroupBusyError {
+  return new GroupBusyError(
+    `Cannot read all partitions: ${members} other member(s) of consumer group '${groupId}' are alive; stop them, or ` +
+      `choose another group by --kafka-group-id`,
+  );
+}
+
+function covers(assignment: Record<string, number[]>, targets: Targets): boolean {
+  return [...targets].every(([topic, partitions]) =>
+    [...partitions.keys()].every((partition) => assignment[topic]?.includes(partition))
+  );
+}
+
+/** Keeps a member of a group alive while it waits; rejects at once when the group rebalances. */
+async function withHeartbeats<T>(work: Promise<T>, heartbeat: () => Promise<void>): Promise<T> {
+  const lost = Promise.withResolvers<never>();
+  const timer = setInterval(() => heartbeat().catch(lost.reject), HEARTBEAT_INTERVAL_MS);
+  try {
+    return await Promise.race([work, lost.promise]);
+  } finally {
+    clearInterval(timer);
+  }
+}
+
+function aborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return Promise.resolve();
+  return new Promise((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
+}
+
+/**
+ * Gives each partition to a member that subscribed to its topic; kafkajs' own assigner does not look, and leaves
+ * partitions unread while members know different topics.
+ */
+const subscriptionAssigner: PartitionAssigner = ({ cluster }) => ({
+  name: "site_checker",
+  version: 0,
+  protocol({ topics }) {
+    return {
+      name: this.name,
+      metadata: AssignerProtocol.MemberMetadata.encode({ version: this.version, topics, userData: EMPTY }),
+    };
+  },
+  async assign({ members }) {
+    const decoded = members.map(({ memberId, memberMetadata }): Member => ({
+      id: memberId,
+      topics: AssignerProtocol.MemberMetadata.decode(memberMetadata)?.topics ?? [],
+    }));
+    const topics = [...new Set(decoded.flatMap((member) => member.topics))].sort();
+    await cluster.addMultipleTargetTopics(topics);
+    const partitions = new Map(
+      topics.map((topic) => [topic, cluster.findTopicPartitionMetadata(topic).map(({ partitionId }) => partitionId)]),
+    );
+    return assignPartitions(decoded, partitions).map(({ id, assignment }) => ({
+      memberId: id,
+      memberAssignment: AssignerProtocol.MemberAssignment.encode({ version: 0, assignment, userData: EMPTY }),
+    }));
+  },
+});
+
+const EMPTY = Buffer.alloc(0);

@@ -1,0 +1,371 @@
+import { createHash } from "node:crypto";
+
+/** How often the declaration of the metric has changed in a way that readers must know of; a header of each message. */
+export const METRIC_VERSION = 1;
+
+/** Verdicts, from best to worst. */
+export const VERDICTS = ["up", "degraded", "down"] as const;
+
+/** Reasons of a failed check. */
+export const ERRORS = [
+  "dns_not_found",
+  "dns_other",
+  "refused",
+  "unreachable",
+  "connect_timeout",
+  "reset",
+  "tls_expired",
+  "tls_not_yet_valid",
+  "tls_name",
+  "tls_untrusted",
+  "tls_other",
+  "first_byte_timeout",
+  "body_timeout",
+  "timeout",
+  "body_too_large",
+  "redirect_loop",
+  "redirect_denied",
+  "protocol",
+  "status",
+  "regex",
+  "regex_absent",
+  "header",
+  "json",
+  "too_slow",
+  "too_small",
+  "too_big",
+  "cert_validity",
+  "tls_version",
+  "changed",
+] as const;
+
+/** Parts of a check, in their order; `expectation` is the judgement at its end. */
+export const PHASES = ["dns", "connect", "tls", "first_byte", "download", "expectation"] as const;
+
+/** Reason of a failed check. */
+export type CheckError = typeof ERRORS[number];
+
+/** Part of a check. */
+export type Phase = typeof PHASES[number];
+
+/** Anything that JSON can say. */
+export type Json = string | number | boolean | null | readonly Json[] | { readonly [key: string]: Json };
+
+/** Types of columns: what they are in TypeScript; the names are PostgreSQL's. */
+export interface ColumnTypes {
+  /** Lower-case hexadecimal with dashes. */
+  uuid: string;
+  /** ISO 8601 with a zone. */
+  timestamptz: string;
+  /** Any characters but NUL. */
+  text: string;
+  /** IP address. */
+  inet: string;
+  /** Whole number of 32 bits. */
+  integer: number;
+  /** Whole number that JavaScript can hold exactly (53 bits). */
+  bigint: number;
+  /** Floating-point number. */
+  "double precision": number;
+  /** True or false. */
+  boolean: boolean;
+  /** Any JSON. */
+  jsonb: Json;
+}
+
+/** One property of a metric, which is one column of a table. */
+export interface Column {
+  /** Type. */
+  readonly type: keyof ColumnTypes;
+  /** Whether it is never null. */
+  readonly required?: true;
+  /** Closed set of values, for `text`. */
+  readonly values?: readonly string[];
+  /** Unit, where it has one. */
+  readonly unit?: "ms" | "bytes";
+  /** Meaning, and when it is null. */
+  readonly meaning: string;
+}
+
+/**
+ * The one declaration of what a check says. The type {@linkcode Metric}, its validator, the JSON Schema, the table and
+ * the statements that fill it are all made from it.
+ */
+export const COLUMNS = {
+  id: {
+    type: "uuid",
+    required: true,
+    meaning: "Identity of the check: however often it is sent or read, it is one row.",
+  },
+  occurred_at: { type: "timestamptz", required: true, meaning: "Start of the request." },
+  scheduled_at: { type: "timestamptz", meaning: "When the check was due; null in messages of the Python program." },
+  name: { type: "text", required: true, meaning: "Name of the site." },
+  url: { type: "text", required: true, meaning: "Address, without user and password." },
+  method: { type: "text", meaning: "Method of the request; null in messages of the Python program." },
+  location: { type: "text", meaning: "Where the producer stands; null where that is not configured." },
+  producer: { type: "text", meaning: "Which producer it was; null where that is not configured." },
+  verdict: { type: "text", required: true, values: VERDICTS, meaning: "What the check comes to." },
+  error: { type: "text", values: ERRORS, meaning: "Reason of the failure; null where the check passed." },
+  failed_phase: { type: "text", values: PHASES, meaning: "Part that failed; null where the check passed." },
+  error_message: { type: "text", meaning: "The failure in words; null where the check passed." },
+  attempt: { type: "integer", required: true, meaning: "Number of the attempt, from 1." },
+  final: { type: "boolean", required: true, meaning: "Whether it is the last attempt, the one that counts." },
+  status_code: { type: "integer", meaning: "Status of the last response; null where none came." },
+  response_time: {
+    type: "double precision",
+    unit: "ms",
+    meaning:
+      "From the start of the request to the end of the body, redirects included; null where no complete response came.",
+  },
+  elapsed_ms: {
+    type: "double precision",
+    unit: "ms",
+    meaning: "From the start of the request to the verdict, of failures too; null in messages of the Python program.",
+  },
+  first_byte_ms: {
+    type: "double precision",
+    unit: "ms",
+    meaning: "From the start of the request to the head of the last response; null where none came.",
+  },
+  download_ms: {
+    type: "double precision",
+    unit: "ms",
+    meaning: "From the head of the last response to the end of its body; null where the end was not reached.",
+  },
+  regex: { type: "text", meaning: "Pattern that the body must match; null where none is configured." },
+  has_regex: { type: "boolean", meaning: "Whether it matched; null without a pattern and where no body was read." },
+  ip: {
+    type: "inet",
+    meaning: "Address of the server; null where the connection was not looked at beside this check.",
+  },
+  dns_ms: { type: "double precision", unit: "ms", meaning: "Time to look the host up; null as with ip." },
+  connect_ms: { type: "double precision", unit: "ms", meaning: "Time to connect over TCP; null as with ip." },
+  tls_ms: {
+    type: "double precision",
+    unit: "ms",
+    meaning: "Time of the TLS handshake; null as with ip, and without TLS.",
+  },
+  tls_version: { type: "text", meaning: "Version of TLS; null as with tls_ms." },
+  cert_subject: { type: "text", meaning: "Subject of the server's certificate; null as with tls_ms." },
+  cert_issuer: { type: "text", meaning: "Issuer of the server's certificate; null as with tls_ms." },
+  cert_expires_at: { type: "timestamptz", meaning: "End of the server's certificate; null as with tls_ms." },
+  redirects: { type: "integer", meaning: "Redirects that were followed; null where no response came." },
+  final_url: { type: "text", meaning: "Address after redirects; null where there was none." },
+  body_bytes: {
+    type: "bigint",
+    unit: "bytes",
+    meaning: "Length of the decoded body; null where none was read to its end.",
+  },
+  body_sha256: { type: "text", meaning: "SHA-256 of the decoded body in hexadecimal; null as with body_bytes." },
+  failed: {
+    type: "jsonb",
+    meaning: "Each expectation that was not met, as {expectation, expected, actual}; null where all were met.",
+  },
+  tags: { type: "jsonb", meaning: "Tags of the site; null where none are configured." },
+  excerpt: { type: "text", meaning: "Piece of the response; null where it is not asked for." },
+} as const satisfies Record<string, Column>;
+
+/** Names of a metric's properties, in the order of the columns. */
+export const COLUMN_NAMES = Object.keys(COLUMNS) as readonly ColumnName[];
+
+/** Name of a property. */
+export type ColumnName = keyof typeof COLUMNS;
+
+type ValueOf<C extends Column> =
+  | (C extends { values: readonly (infer V)[] } ? V : ColumnTypes[C["type"]])
+  | (C extends { required: true } ? never : null);
+
+/** What a check says: every property is there, null where it has no value. */
+export type Metric = { readonly [K in ColumnName]: ValueOf<typeof COLUMNS[K]> };
+
+/** A message that is no metric, with the reason. It becomes a dead letter. */
+export class MetricError extends Error {
+  /** Tells this class apart. */
+  override readonly name = "MetricError" as const;
+}
+
+/** A message as Kafka has it. */
+export interface KafkaMessage {
+  /** Topic. */
+  readonly topic: string;
+  /** Partition. */
+  readonly partition: number;
+  /** Offset, as decimal digits. */
+  readonly offset: string;
+  /** Record's timestamp, in ms since 1970. */
+  readonly timestamp: number;
+  /** Key, if any. */
+  readonly key: Uint8Array | null;
+  /** Value, if any. */
+  readonly value: Uint8Array | null;
+  /** Headers, in text. */
+  readonly headers: Readonly<Record<string, string>>;
+}
+
+const MAX_TIME_MS = Date.UTC(9999, 11, 31, 23, 59, 59, 999);
+
+/** Time in ms since 1970 as ISO 8601 in UTC; one that lies outside of the years 1970 to 9999 becomes their nearer end. */
+export function isoTime(ms: number): string {
+  return new Date(Math.min(Math.max(ms, 0), MAX_TIME_MS)).toISOString();
+}
+
+/** Metric as the value of a message. */
+export function encodeMetric(metric: Metric): string {
+  return JSON.stringify(metric);
+}
+
+const decoder = new TextDecoder("utf-8", { fatal: true });
+
+/**
+ * Metric in a message: one of ours, or one of the Python program's.
+ *
+ * Properties that are not declared are passed over (a newer producer may have them), and those that are missing and may
+ * be null are null.
+ *
+ * @throws {MetricError} where it is neither, with what was expected.
+ */
+export function decodeMetric(message: KafkaMessage): Metric {
+  if (message.value === null) throw new MetricError("expected a metric, got a message without a value");
+  let value: unknown;
+  try {
+    value = JSON.parse(decoder.decode(message.value));
+    if (typeof value === "string") value = JSON.parse(value);
+  } catch (error) {
+    throw new MetricError(error instanceof SyntaxError ? "expected JSON" : "expected text in UTF-8", { cause: error });
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value)) {
+    throw new MetricError("expected a JSON object");
+  }
+  const properties = value as Record<string, unknown>;
+  return validate("id" in properties || !("ocurred_at" in properties) ? properties : fromPython(properties, message));
+}
+
+/** JSON Schema of the message (2020-12). */
+export function metricSchema(): Record<string, unknown> {
+  return {
+    $schema: "https://json-schema.org/draft/2020-12/schema",
+    title: `site_checker metric, version ${METRIC_VERSION}`,
+    type: "object",
+    required: COLUMN_NAMES.filter((name) => isRequired(COLUMNS[name])),
+    properties: Object.fromEntries(
+      Object.entries<Column>(COLUMNS).map(([name, column]) => [name, propertySchema(column)]),
+    ),
+  };
+}
+
+function propertySchema(column: Column): Record<string, unknown> {
+  const description = column.unit === undefined ? column.meaning : `${column.meaning} Unit: ${column.unit}.`;
+  if (column.type === "jsonb") return { description };
+  const { type, ...format } = JSON_TYPES[column.type];
+  return {
+    type: column.required ? type : [type, "null"],
+    ...format,
+    ...(column.values && { enum: column.required ? column.values : [...column.values, null] }),
+    description,
+  };
+}
+
+const INT4_MAX = 2_147_483_647;
+
+const JSON_TYPES: Record<Exclude<Column["type"], "jsonb">, { type: string; format?: string; [key: string]: unknown }> =
+  {
+    uuid: { type: "string", format: "uuid" },
+    timestamptz: { type: "string", format: "date-time" },
+    text: { type: "string" },
+    inet: { type: "string" },
+    integer: { type: "integer", minimum: -INT4_MAX - 1, maximum: INT4_MAX },
+    bigint: { type: "integer", minimum: Number.MIN_SAFE_INTEGER, maximum: Number.MAX_SAFE_INTEGER },
+    "double precision": { type: "number" },
+    boolean: { type: "boolean" },
+  };
+
+const UUID_REGEXP = /^[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}$/i;
+const TIMESTAMP_REGEXP = /^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)$/;
+const PYTHON_TIMESTAMP_REGEXP = /^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,6})?$/;
+const INET_REGEXP = /^[\da-f.:]+$/i;
+
+const EXPECTED: Record<Column["type"], { what: string; holds: (value: unknown) => boolean }> = {
+  uuid: { what: "a UUID", holds: (value) => typeof value === "string" && UUID_REGEXP.test(value) },
+  timestamptz: {
+    what: "a time in ISO 8601 with a zone",
+    holds: (value) => typeof value === "string" && TIMESTAMP_REGEXP.test(value) && !Number.isNaN(Date.parse(value)),
+  },
+  text: { what: "a text without NUL", holds: (value) => typeof value === "string" && !value.includes("\0") },
+  inet: { what: "an IP address", holds: (value) => typeof value === "string" && INET_REGEXP.test(value) },
+  integer: {
+    what: "a whole number of 32 bits",
+    holds: (value) => Number.isInteger(value) && Math.abs(value as number) <= INT4_MAX,
+  },
+  bigint: { what: "a whole number", holds: Number.isSafeInteger },
+  "double precision": { what: "a number", holds: Number.isFinite },
+  boolean: { what: "true or false", holds: (value) => typeof value === "boolean" },
+  jsonb: { what: "JSON", holds: () => true },
+};
+
+function isRequired(column: Column): boolean {
+  return column.required === true;
+}
+
+const CHECKS = Object.entries<Column>(COLUMNS).map(([name, column]) => {
+  const values: ReadonlySet<unknown> | undefined = column.values && new Set(column.values);
+  const { what, holds } = EXPECTED[column.type];
+  return {
+    name,
+    required: isRequired(column),
+    what: column.values === undefined ? what : `one of ${column.values.join(", ")}`,
+    holds: values === undefined ? holds : (value: unknown) => values.has(value),
+  };
+});
+
+function validate(properties: Record<string, unknown>): Metric {
+  const metric: Record<string, unknown> = {};
+  for (const { name, required, what, holds } of CHECKS) {
+    const value = properties[name] ?? null;
+    if (value === null ? required : !holds(value)) {
+      const got = value === null ? "nothing" : JSON.stringify(value).slice(0, 80);
+      throw new MetricError(`expected ${what} as ${name}, got ${got}`);
+    }
+    metric[name] = value;
+  }
+  return metric as Metric;
+}
+
+/**
+ * Reads a message of the Python program: times in UTC without a zone, an empty pattern for none, status 0 for no
+ * response, and no identity, for which place and content in Kafka stand.
+ */
+function fromPython(old: Record<string, unknown>, message: KafkaMessage): Record<string, unknown> {
+  const status = old["status_code"] === 0 ? null : old["status_code"];
+  const passed = typeof status === "number" && status >= 200 && status < 400;
+  const regex = old["regex"] === "" ? null : old["regex"];
+  return {
+    id: messageId(message),
+    occurred_at: pythonTime(old["ocurred_at"], message),
+    name: old["name"],
+    url: old["url"],
+    verdict: passed ? "up" : "down",
+    error: passed || status === null ? null : "status",
+    failed_phase: passed || status === null ? null : "expectation",
+    attempt: 1,
+    final: true,
+    status_code: status,
+    response_time: status === null ? null : old["response_time"],
+    regex,
+    has_regex: regex === null || regex === undefined ? null : old["has_regex"],
+  };
+}
+
+function pythonTime(value: unknown, { timestamp }: KafkaMessage): unknown {
+  if (value === "" || value === null) return isoTime(timestamp);
+  return typeof value === "string" && PYTHON_TIMESTAMP_REGEXP.test(value) ? value.replace(" ", "T") + "Z" : value;
+}
+
+/** UUID version 8 (RFC 9562) of a message's place and content; the offset alone would not do once a topic is made again. */
+function messageId({ topic, partition, offset, timestamp, value }: KafkaMessage): string {
+  const hash = createHash("sha256").update(`${topic}\0${partition}\0${offset}\0${timestamp}\0`).update(value ?? "")
+    .digest();
+  hash[6] = (hash[6]! & 0x0f) | 0x80;
+  hash[8] = (hash[8]! & 0x3f) | 0x80;
+  const hex = hash.toString("hex");
+  return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20, 32)].join("-");
+}

@@ -1,0 +1,237 @@
+import { LOG_LEVELS } from "./log.ts";
+import { choice, duration, httpUrl, integer, type ParseValue, pattern, servers, text } from "./value.ts";
+
+/** The two programs. */
+export type ProgramName = "producer" | "consumer";
+
+/** One thing that can be set: by flag, environment variable or file. */
+export interface Setting<T> {
+  /** Turns text into the value, or says what is allowed. */
+  readonly parse: ParseValue<T>;
+  /** Flag, without the dashes. The environment variable is the same in upper case, with `_` for `-`. */
+  readonly flag: string;
+  /** What the value is called in `--help`. */
+  readonly placeholder: string;
+  /** What it does, with its unit. */
+  readonly meaning: string;
+  /** What holds where it is not set. */
+  readonly fallback: string;
+  /** Programs whose command lines have the flag. */
+  readonly programs: readonly ProgramName[];
+  /** Other names that it has in the file, and (with `-` for `_`) as flags and in the environment. */
+  readonly aliases?: readonly string[];
+  /** Whether its value must never be shown. */
+  readonly secret?: boolean;
+}
+
+const BOTH: readonly ProgramName[] = ["producer", "consumer"];
+const MINUTE_MS = 60_000;
+const DAY_MS = 24 * 60 * MINUTE_MS;
+
+/** Security protocols of Kafka that are spoken. */
+export const SECURITY_PROTOCOLS = ["PLAINTEXT", "SSL"] as const;
+
+/** Ways to secure the connection to PostgreSQL, as libpq has them. */
+export const SSL_MODES = ["disable", "require", "verify-ca", "verify-full"] as const;
+
+/** The one declaration of every setting, by section and key of the file; flags, `--help` and errors come from it. */
+export const SETTINGS = {
+  website: {
+    url: setting({
+      parse: httpUrl(),
+      flag: "url",
+      placeholder: "url",
+      meaning: "address to check; beside this flag or variable, the sites of the file are not checked",
+      fallback: "none",
+      programs: ["producer"],
+    }),
+    regex: setting({
+      parse: pattern(),
+      flag: "regex",
+      placeholder: "pattern",
+      meaning: "regular expression that the body must match",
+      fallback: "none",
+      programs: ["producer"],
+    }),
+    interval: setting({
+      parse: duration({ minMs: 100, maxMs: 20 * DAY_MS }),
+      flag: "interval",
+      placeholder: "duration",
+      meaning: "time from the start of one check to the start of the next: 10, 10s, 1m",
+      fallback: "20s",
+      programs: ["producer"],
+      aliases: ["pooling_interval"],
+    }),
+    timeout: setting({
+      parse: duration({ minMs: 1, maxMs: 60 * MINUTE_MS }),
+      flag: "timeout",
+      placeholder: "duration",
+      meaning: "time that one check may take, redirects and body included",
+      fallback: "10s, or 0.8 of the interval where that is less",
+      programs: ["producer"],
+    }),
+  },
+  kafka: {
+    bootstrap_servers: setting({
+      parse: servers(),
+      flag: "kafka-bootstrap-servers",
+      placeholder: "host:port,…",
+      meaning: "brokers to begin with",
+      fallback: "none",
+      programs: BOTH,
+    }),
+    security_protocol: setting({
+      parse: choice(SECURITY_PROTOCOLS),
+      flag: "kafka-security-protocol",
+      placeholder: "protocol",
+      meaning: "PLAINTEXT or SSL",
+      fallback: "SSL where one of the three files is set, else PLAINTEXT",
+      programs: BOTH,
+    }),
+    ssl_cafile: setting({
+      parse: text(),
+      flag: "kafka-ssl-cafile",
+      placeholder: "file",
+      meaning: "certificates of the authorities that the brokers' certificates must come from (PEM)",
+      fallback: "with SSL, ./ca.pem where it exists, else the system's",
+      programs: BOTH,
+    }),
+    ssl_certfile: setting({
+      parse: text(),
+      flag: "kafka-ssl-certfile",
+      placeholder: "file",
+      meaning: "client certificate (PEM)",
+      fallback: "with SSL, ./service.cert where it exists, else none",
+      programs: BOTH,
+    }),
+    ssl_keyfile: setting({
+      parse: text(),
+      flag: "kafka-ssl-keyfile",
+      placeholder: "file",
+      meaning: "private key of the client certificate (PEM)",
+      fallback: "with SSL, ./service.key where it exists, else none",
+      programs: BOTH,
+    }),
+    group_id: setting({
+      parse: text(),
+      flag: "kafka-group-id",
+      placeholder: "name",
+      meaning: "consumer group; a new one begins with the earliest messages",
+      fallback: "site_checker",
+      programs: ["consumer"],
+    }),
+  },
+  postgres: {
+    user: setting({
+      parse: text(),
+      flag: "postgres-user",
+      placeholder: "name",
+      meaning: "role to connect as",
+      fallback: "postgres",
+      programs: ["consumer"],
+    }),
+    password: setting({
+      parse: (value: string) => value,
+      flag: "postgres-password",
+      placeholder: "password",
+      meaning: "its password (better by environment or file: other users of a machine see flags)",
+      fallback: "none",
+      programs: ["consumer"],
+      secret: true,
+    }),
+    host: setting({
+      parse: text(),
+      flag: "postgres-host",
+      placeholder: "host",
+      meaning: "server",
+      fallback: "none",
+      programs: ["consumer"],
+    }),
+    port: setting({
+      parse: integer(1, 65_535),
+      flag: "postgres-port",
+      placeholder: "port",
+      meaning: "its port",
+      fallback: "5432",
+      programs: ["consumer"],
+    }),
+    database: setting({
+      parse: text(),
+      flag: "postgres-database",
+      placeholder: "name",
+      meaning: "database, in which the schema site_checker is made",
+      fallback: "the name of the user",
+      programs: ["consumer"],
+    }),
+    sslmode: setting({
+      parse: choice(SSL_MODES),
+      flag: "postgres-sslmode",
+      placeholder: "mode",
+      meaning: "disable, require, verify-ca or verify-full",
+      fallback: "verify-ca where sslrootcert is set, else disable on a loopback host and verify-full on others",
+      programs: ["consumer"],
+    }),
+    sslrootcert: setting({
+      parse: text(),
+      flag: "postgres-sslrootcert",
+      placeholder: "file",
+      meaning: "certificates of the authorities that the server's certificate must come from (PEM)",
+      fallback: "the system's",
+      programs: ["consumer"],
+    }),
+    min_connection: setting({
+      parse: integer(0, 1_000),
+      flag: "postgres-min-connection",
+      placeholder: "n",
+      meaning: "connections that are kept open",
+      fallback: "1",
+      programs: ["consumer"],
+    }),
+    max_connection: setting({
+      parse: integer(1, 1_000),
+      flag: "postgres-max-connection",
+      placeholder: "n",
+      meaning: "connections that may be open at a time",
+      fallback: "2, or min_connection where that is more",
+      programs: ["consumer"],
+    }),
+  },
+  producer: {
+    drain_timeout: setting({
+      parse: duration({ minMs: 0, maxMs: DAY_MS }),
+      flag: "drain-timeout",
+      placeholder: "duration",
+      meaning: "with --once: how long to wait until Kafka has every metric",
+      fallback: "30s",
+      programs: ["producer"],
+    }),
+  },
+  log: {
+    level: setting({
+      parse: choice(LOG_LEVELS),
+      flag: "log-level",
+      placeholder: "level",
+      meaning: `least severe log lines to write: ${LOG_LEVELS.join(", ")}`,
+      fallback: "info",
+      programs: BOTH,
+    }),
+  },
+} as const;
+
+/** Section of the file: `website` stands for every `[website_NAME]`. */
+export type SectionName = keyof typeof SETTINGS;
+
+/** Names of a setting as a flag, its aliases behind it. */
+export function flagNames(key: string, { flag, aliases = [] }: Setting<unknown>): string[] {
+  const prefix = flag.slice(0, flag.length - key.length);
+  return [flag, ...aliases.map((alias) => prefix + alias.replaceAll("_", "-"))];
+}
+
+/** Environment variable of a flag: `kafka-group-id` → `KAFKA_GROUP_ID`. */
+export function environmentName(flag: string): string {
+  return flag.replaceAll("-", "_").toUpperCase();
+}
+
+function setting<T>(setting: Setting<T>): Setting<T> {
+  return setting;
+}

@@ -1,0 +1,283 @@
+import { createHash } from "node:crypto";
+import { type Column, COLUMN_NAMES, COLUMNS, isoTime, type KafkaMessage, type Metric } from "./metric.ts";
+
+/**
+ * All SQL text, as pure functions.
+ *
+ * @module
+ */
+
+/** Schema of all tables. */
+export const SCHEMA = "site_checker";
+
+/** Parent of all tables of topics. */
+export const PARENT = "all_checks";
+
+/** Table of messages that can't be rows. */
+export const DEAD_LETTERS = "dead_letters";
+
+/** Names that no topic's table gets, since they are ours now or will be. */
+export const RESERVED_NAMES: readonly string[] = [
+  PARENT,
+  DEAD_LETTERS,
+  "latest",
+  "daily",
+  "status",
+  "uptime",
+  "incidents",
+  "latency",
+  "certificates",
+];
+
+/** A message that is a row of its topic's table. */
+export interface Row {
+  /** Where it came from. */
+  readonly message: KafkaMessage;
+  /** What it says. */
+  readonly metric: Metric;
+}
+
+/** A message that is no row. */
+export interface DeadLetter {
+  /** The message, kept as it came. */
+  readonly message: KafkaMessage;
+  /** Why it is no row. */
+  readonly reason: string;
+}
+
+/** Longest name of a table, index or constraint in bytes (PostgreSQL's NAMEDATALEN − 1). */
+const MAX_NAME_BYTES = 63;
+const HASH_DIGITS = 12;
+
+const ROW_COLUMNS: readonly { name: string; type: string }[] = [
+  { name: "topic", type: "text" },
+  ...Object.entries<Column>(COLUMNS).map(([name, { type }]) => ({ name, type })),
+];
+
+/**
+ * Identifier for use in SQL.
+ *
+ * @example
+ * ```ts
+ * import assert from "node:assert/strict";
+ *
+ * assert.equal(quoteIdentifier('a."b'), '"a.""b"');
+ * ```
+ */
+export function quoteIdentifier(name: string): string {
+  return `"${name.replaceAll('"', '""')}"`;
+}
+
+/** Text for use in SQL where no parameter can stand (DDL, messages). */
+export function quoteLiteral(text: string): string {
+  return `'${text.replaceAll("'", "''")}'`;
+}
+
+/**
+ * Name of a topic's table: the topic, with `~` and a hash behind it where it is too long or one of our own names. Kafka
+ * allows no `~` in topics, so that two topics never share a table.
+ *
+ * @example
+ * ```ts
+ * import assert from "node:assert/strict";
+ *
+ * assert.equal(tableName("a.b-c_D"), "a.b-c_D");
+ * assert.match(tableName("latest"), /^latest~[0-9a-f]{12}$/);
+ * ```
+ */
+export function tableName(topic: string): string {
+  return byteLength(topic) <= MAX_NAME_BYTES && !RESERVED_NAMES.includes(topic) ? topic : shorten(topic);
+}
+
+/** Name of a table with its schema, quoted. */
+export function qualifiedName(table: string): string {
+  return `${SCHEMA}.${quoteIdentifier(table)}`;
+}
+
+/** Name of a constraint or index of a table; `~` keeps it apart from tables, with which it shares a namespace. */
+function constraintName(table: string, suffix: string): string {
+  const name = `${table}~${suffix}`;
+  return byteLength(name) <= MAX_NAME_BYTES ? name : shorten(table, `~${suffix}`);
+}
+
+function shorten(name: string, suffix = ""): string {
+  const hash = createHash("sha256").update(name).digest("hex").slice(0, HASH_DIGITS);
+  return `${name.slice(0, MAX_NAME_BYTES - HASH_DIGITS - 1 - suffix.length)}~${hash}${suffix}`;
+}
+
+function byteLength(text: string): number {
+  return new TextEncoder().encode(text).length;
+}
+
+/** What there is of a schema: its table names with kind (`relkind`), parent and bound. Parameter: names to look for. */
+export const FIND_TABLES_SQL = `\
+SELECT relation.relname AS name, relation.relkind AS kind, parent.relname AS parent,
+  pg_get_expr(relation.relpartbound, relation.oid) AS bound,
+  pg_has_role(relation.relowner, 'USAGE') AS owned, relation.relowner::regrole::text AS owner
+FROM pg_class AS relation
+JOIN pg_namespace AS namespace ON namespace.oid = relation.relnamespace
+LEFT JOIN pg_inherits ON pg_inherits.inhrelid = relation.oid
+LEFT JOIN pg_class AS parent ON parent.oid = pg_inherits.inhparent
+WHERE namespace.nspname = '${SCHEMA}' AND relation.relname = ANY ($1::text[])`;
+
+/** Whether the schema is there: one row, or none. */
+export const FIND_SCHEMA_SQL = `SELECT FROM pg_namespace WHERE nspname = '${SCHEMA}'`;
+
+/** Keeps others from making tables until the end of the transaction. The number is site_checker's own. */
+export const LOCK_SCHEMA_SQL = "SELECT pg_advisory_xact_lock(7483921064)";
+
+/** Makes the schema. */
+export const CREATE_SCHEMA_SQL = `CREATE SCHEMA IF NOT EXISTS ${SCHEMA}`;
+
+/** Makes the parent of all tables of topics. */
+export function createParentSql(): string {
+  const columns = Object.entries<Column>(COLUMNS).map(([name, { type, required }]) =>
+    `  ${quoteIdentifier(name)} ${type}${required ? " NOT NULL" : ""}`
+  );
+  return `CREATE TABLE IF NOT EXISTS ${qualifiedName(PARENT)} (
+  "topic" text NOT NULL,
+${columns.join(",\n")},
+  CONSTRAINT ${quoteIdentifier(constraintName(PARENT, "pkey"))} PRIMARY KEY ("occurred_at", "id", "topic")
+) PARTITION BY LIST ("topic")`;
+}
+
+/** Makes the table of dead letters. */
+export function createDeadLettersSql(): string {
+  return `CREATE TABLE IF NOT EXISTS ${qualifiedName(DEAD_LETTERS)} (
+  "topic" text NOT NULL,
+  "partition" integer NOT NULL,
+  "offset" bigint NOT NULL,
+  "record_timestamp" timestamptz NOT NULL,
+  "key" bytea,
+  "value" bytea,
+  "headers" jsonb,
+  "reason" text NOT NULL,
+  "received_at" timestamptz NOT NULL DEFAULT now(),
+  "replayed_at" timestamptz,
+  CONSTRAINT ${quoteIdentifier(constraintName(DEAD_LETTERS, "pkey"))}
+    PRIMARY KEY ("topic", "partition", "offset", "record_timestamp")
+)`;
+}
+
+/**
+ * Makes a topic's table. It is made alone and attached then, which lets others read and write the parent meanwhile.
+ *
+ * @see https://www.postgresql.org/docs/current/ddl-partitioning.html#DDL-PARTITIONING-DECLARATIVE-MAINTENANCE
+ */
+export function createPartitionSql(topic: string): string {
+  const table = tableName(topic);
+  return `CREATE TABLE ${qualifiedName(table)} (
+  LIKE ${qualifiedName(PARENT)} INCLUDING DEFAULTS INCLUDING CONSTRAINTS,
+  CONSTRAINT ${quoteIdentifier(constraintName(table, "pkey"))} PRIMARY KEY ("occurred_at", "id", "topic")
+);
+ALTER TABLE ${qualifiedName(PARENT)} ATTACH PARTITION ${qualifiedName(table)} FOR VALUES IN (${quoteLiteral(topic)})`;
+}
+
+/** Bound of a topic's table, as `pg_get_expr` prints it. */
+export function partitionBound(topic: string): string {
+  return `FOR VALUES IN (${quoteLiteral(topic)})`;
+}
+
+/** Takes rows in COPY's text format, see {@linkcode copyLine}. */
+export const COPY_ROWS_SQL = `COPY ${qualifiedName(PARENT)} (${
+  ROW_COLUMNS.map(({ name }) => quoteIdentifier(name)).join(", ")
+}) FROM STDIN`;
+
+/**
+ * Takes rows as one array a column, see {@linkcode rowArrays}, and passes over those that are there.
+ *
+ * `ON CONFLICT` names no target, for which the right to INSERT is enough.
+ */
+export const INSERT_ROWS_SQL = `INSERT INTO ${qualifiedName(PARENT)} (${
+  ROW_COLUMNS.map(({ name }) => quoteIdentifier(name)).join(", ")
+})
+SELECT * FROM unnest(${ROW_COLUMNS.map(({ type }, index) => `$${index + 1}::${type}[]`).join(", ")})
+ON CONFLICT DO NOTHING`;
+
+/** Takes dead letters as one array a column, see {@linkcode deadLetterArrays}, and passes over those that are there. */
+export const INSERT_DEAD_LETTERS_SQL = `INSERT INTO ${
+  qualifiedName(DEAD_LETTERS)
+} ("topic", "partition", "offset", "record_timestamp", "key", "value", "headers", "reason")
+SELECT * FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::timestamptz[], $5::bytea[], $6::bytea[], $7::jsonb[], $8::text[])
+ON CONFLICT DO NOTHING`;
+
+/**
+ * Row as a line of COPY's text format, line feed included.
+ *
+ * @see https://www.postgresql.org/docs/current/sql-copy.html
+ */
+export function copyLine({ message, metric }: Row): string {
+  let line = escapeCopy(message.topic);
+  for (const name of COLUMN_NAMES) line += "\t" + copyField(metric[name], COLUMNS[name].type);
+  return line + "\n";
+}
+
+function copyField(value: Metric[keyof Metric], type: Column["type"]): string {
+  if (value === null) return "\\N";
+  switch (typeof value) {
+    case "string":
+      return escapeCopy(type === "jsonb" ? JSON.stringify(value) : value);
+    case "object":
+      return escapeCopy(JSON.stringify(value));
+    default:
+      return String(value);
+  }
+}
+
+const COPY_ESCAPES: Readonly<Record<string, string>> = { "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t" };
+
+function escapeCopy(text: string): string {
+  return /[\\\n\r\t]/.test(text) ? text.replace(/[\\\n\r\t]/g, (character) => COPY_ESCAPES[character]!) : text;
+}
+
+/** Parameters of {@linkcode INSERT_ROWS_SQL}. */
+export function rowArrays(rows: readonly Row[]): unknown[][] {
+  return [
+    rows.map(({ message }) => message.topic),
+    ...COLUMN_NAMES.map((name) =>
+      rows.map(({ metric }) => {
+        const value = metric[name];
+        return value !== null && (COLUMNS[name] as Column).type === "jsonb" ? JSON.stringify(value) : value;
+      })
+    ),
+  ];
+}
+
+/** Parameters of {@linkcode INSERT_DEAD_LETTERS_SQL}. */
+export function deadLetterArrays(letters: readonly DeadLetter[]): unknown[][] {
+  const bytes = (value: Uint8Array | null) => value === null ? null : `\\x${value.toHex()}`;
+  return [
+    letters.map(({ message }) => message.topic),
+    letters.map(({ message }) => message.partition),
+    letters.map(({ message }) => message.offset),
+    letters.map(({ message }) => isoTime(message.timestamp)),
+    letters.map(({ message }) => bytes(message.key)),
+    letters.map(({ message }) => bytes(message.value)),
+    letters.map(({ message }) => JSON.stringify(message.headers).replaceAll("\\u0000", "\\ufffd")),
+    letters.map(({ reason }) => reason.replaceAll("\0", "\ufffd")),
+  ];
+}
+
+/** Gives a role the table that is another's: only the owner of the parent can attach to it. */
+export function changeOwnerSql(table: string, role: string): string {
+  return `ALTER TABLE ${qualifiedName(table)} OWNER TO ${quoteIdentifier(role)}`;
+}
+
+/** Makes room for a topic's table where a foreign one has its name. */
+export function renameSql(topic: string): string {
+  return `ALTER TABLE ${qualifiedName(tableName(topic))} RENAME TO ${quoteIdentifier(`${topic}_old`)}`;
+}
+
+/** Copies the rows of a renamed table of the Python program into the topic's new one; running it twice changes nothing. */
+export function adoptSql(topic: string): string {
+  const passed = "status_code BETWEEN 200 AND 399";
+  return `INSERT INTO ${
+    qualifiedName(PARENT)
+  } (topic, id, occurred_at, name, url, verdict, error, failed_phase, attempt, ` +
+    `final, status_code, response_time, regex, has_regex) SELECT ${quoteLiteral(topic)}, ` +
+    `md5(${quoteLiteral(topic + "/")} || id)::uuid, ocurred_at AT TIME ZONE 'UTC', ${quoteLiteral(topic)}, url, ` +
+    `CASE WHEN ${passed} THEN 'up' ELSE 'down' END, CASE WHEN NOT (${passed}) THEN 'status' END, ` +
+    `CASE WHEN NOT (${passed}) THEN 'expectation' END, 1, true, nullif(status_code, 0), response_time, ` +
+    `nullif(regex, ''), CASE WHEN regex <> '' THEN has_regex END FROM ${qualifiedName(`${topic}_old`)} ` +
+    `ON CONFLICT DO NOTHING`;
+}

@@ -1,0 +1,135 @@
+import { compilePattern } from "./pattern.ts";
+
+/**
+ * Parsers of a setting's text. Each returns the value or throws a `SyntaxError` (unreadable) or `RangeError` (out of
+ * range) whose message says what is allowed: "expected a duration such as 10s".
+ *
+ * @module
+ */
+
+/** Turns a setting's text into its value, or throws an error that says what is allowed. */
+export type ParseValue<T> = (text: string) => T;
+
+const UNIT_MS = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
+const DURATION_REGEXP = /^(?<amount>-?(?:\d+\.?\d*|\.\d+))\s*(?<unit>ms|s|m|h|d)?$/;
+const SERVER_REGEXP = /^(?<host>[\w.-]+|\[[\da-fA-F:.%]+\])(?::(?<port>\d{1,5}))?$/;
+const DEFAULT_KAFKA_PORT = 9092;
+
+/** Bounds of {@linkcode duration}, in milliseconds. */
+export interface DurationBounds {
+  /** Least value. */
+  readonly minMs: number;
+  /** Greatest value. */
+  readonly maxMs: number;
+}
+
+/**
+ * Parser of a duration: a number with a unit (`ms`, `s`, `m`, `h`, `d`), or seconds without. Value: milliseconds.
+ *
+ * @example
+ * ```ts
+ * import assert from "node:assert/strict";
+ *
+ * const parse = duration({ minMs: 1, maxMs: 3_600_000 });
+ * assert.deepEqual(["10", "10s", "1.5m"].map(parse), [10_000, 10_000, 90_000]);
+ * ```
+ */
+export function duration({ minMs, maxMs }: DurationBounds): ParseValue<number> {
+  return (text) => {
+    const match = DURATION_REGEXP.exec(text.trim())?.groups;
+    if (match === undefined) throw new SyntaxError("expected a duration such as 10s");
+    const ms = Number(match["amount"]) * UNIT_MS[(match["unit"] ?? "s") as keyof typeof UNIT_MS];
+    if (ms < minMs || ms > maxMs) {
+      throw new RangeError(`expected a duration from ${formatDuration(minMs)} to ${formatDuration(maxMs)}`);
+    }
+    return ms;
+  };
+}
+
+/** Duration as a setting takes it, in the largest unit that leaves no fraction: `1m`, `1500ms`. */
+export function formatDuration(ms: number): string {
+  for (const unit of ["d", "h", "m", "s"] as const) {
+    if (ms >= UNIT_MS[unit] && ms % UNIT_MS[unit] === 0) return `${ms / UNIT_MS[unit]}${unit}`;
+  }
+  return `${ms}ms`;
+}
+
+/** Parser of a whole number from `min` to `max`. */
+export function integer(min: number, max: number): ParseValue<number> {
+  return (text) => {
+    const value = Number(text);
+    if (!/^[+-]?\d+$/.test(text.trim())) throw new SyntaxError(`expected a whole number from ${min} to ${max}`);
+    if (value < min || value > max) throw new RangeError(`expected a whole number from ${min} to ${max}`);
+    return value;
+  };
+}
+
+/** Parser of one of a closed set of words. Case counts only where `caseSensitive` is set. */
+export function choice<const T extends string>(words: readonly T[]): ParseValue<T> {
+  return (text) => {
+    const word = words.find((word) => word.toLowerCase() === text.trim().toLowerCase());
+    if (word === undefined) throw new RangeError(`expected one of ${words.join(", ")}`);
+    return word;
+  };
+}
+
+/** Parser of text that must not be empty. */
+export function text(): ParseValue<string> {
+  return (value) => {
+    if (value === "") throw new SyntaxError("expected a text that is not empty");
+    if (value.includes("\0")) throw new SyntaxError("expected a text without NUL characters");
+    return value;
+  };
+}
+
+/**
+ * Parser of an address to check. Value: the URL; user and password stay in it.
+ *
+ * Ports that the Fetch standard blocks are refused here, since no check of them could ever be made.
+ *
+ * @see https://fetch.spec.whatwg.org/#port-blocking
+ */
+export function httpUrl(): ParseValue<URL> {
+  return (value) => {
+    if (!URL.canParse(value)) throw new SyntaxError("expected a URL such as https://example.com/");
+    const url = new URL(value);
+    if (url.protocol !== "http:" && url.protocol !== "https:") {
+      throw new RangeError("expected a URL that begins with http:// or https://");
+    }
+    if (isBlockedPort(Number(url.port))) {
+      throw new RangeError(`expected a port other than ${url.port}, which fetch refuses (see "port blocking")`);
+    }
+    return url;
+  };
+}
+
+/** Parser of a regular expression, see {@linkcode compilePattern}. */
+export function pattern(): ParseValue<RegExp> {
+  return compilePattern;
+}
+
+/** Parser of broker addresses: `host:port`, several separated by commas; the port defaults to 9092. */
+export function servers(): ParseValue<string[]> {
+  return (value) =>
+    value.split(",").map((part) => part.trim()).filter((part) => part !== "").map((server) => {
+      const match = SERVER_REGEXP.exec(server)?.groups;
+      const port = Number(match?.["port"] ?? DEFAULT_KAFKA_PORT);
+      if (match === undefined || port < 1 || port > 65_535) {
+        throw new SyntaxError("expected host:port, several separated by commas");
+      }
+      return `${match["host"]}:${port}`;
+    });
+}
+
+/** Whether fetch refuses to connect to the port: the list of the Fetch standard. */
+export function isBlockedPort(port: number): boolean {
+  return BLOCKED_PORTS.has(port);
+}
+
+// deno-fmt-ignore
+const BLOCKED_PORTS: ReadonlySet<number> = new Set([
+  1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, 101, 102, 103, 104, 109, 110,
+  111, 113, 115, 117, 119, 123, 135, 137, 139, 143, 161, 179, 389, 427, 465, 512, 513, 514, 515, 526, 530, 531, 532,
+  540, 548, 554, 556, 563, 587, 601, 636, 989, 990, 993, 995, 1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061,
+  6000, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080,
+]);
