@@ -1,0 +1,11 @@
+/**
+ * Ports of the loopback address that nobody listens on, all different.
+ *
+ * They are free when this returns; whoever is quick can still take one.
+ */
+export function freePorts(count: number): number[] {
+  const listeners = Array.from({ length: count }, () => Deno.listen({ hostname: "127.0.0.1", port: 0 }));
+  const ports = listeners.map(({ addr }) => addr.port);
+  for (const listener of listeners) listener.close();
+  return ports;
+}
