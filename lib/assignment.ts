@@ -40,7 +40,7 @@ export function assignPartitions(
     id,
     topics: new Set(topics),
     count: 0,
-    assignment: {} as Record<string, number[]>,
+    assignment: new Map<string, number[]>(),
   }));
   const subscribers = (topic: string) => loads.filter(({ topics }) => topics.has(topic));
   // Topics that few members know come first, since others can still make up for them.
@@ -55,9 +55,11 @@ export function assignPartitions(
         undefined,
       );
       if (least === undefined) break;
-      (least.assignment[topic] ??= []).push(partition);
+      const assigned = least.assignment.get(topic);
+      if (assigned === undefined) least.assignment.set(topic, [partition]);
+      else assigned.push(partition);
       least.count++;
     }
   }
-  return loads.map(({ id, assignment }) => ({ id, assignment }));
+  return loads.map(({ id, assignment }) => ({ id, assignment: Object.fromEntries(assignment) }));
 }

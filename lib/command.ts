@@ -1,6 +1,7 @@
 import { Command, CommanderError, Option } from "commander";
 import project from "../deno.json" with { type: "json" };
 import { print, printError } from "./log.ts";
+import { nearest } from "./nearest.ts";
 import { environmentName, flagNames, type ProgramName, type Setting, SETTINGS } from "./setting.ts";
 
 /** What a command line says. */
@@ -50,6 +51,7 @@ const MODES: Record<ProgramName, { summary: string; once: string; dryRun: string
 export function parseCommandLine(program: ProgramName, args: readonly string[]): CommandLine | number {
   const command = createCommand(program);
   try {
+    checkArguments(command, args);
     command.parse(args, { from: "user" });
   } catch (error) {
     if (!(error instanceof CommanderError)) throw error;
@@ -72,6 +74,28 @@ export function parseCommandLine(program: ProgramName, args: readonly string[]):
   };
 }
 
+/**
+ * Refuses what commander takes or says too much of: `--name --once`, a forgotten name, with which a site would be checked
+ * for ever and not once (`--name=--once` is taken), and `--unknown=value`, whose value may be a password.
+ */
+function checkArguments(command: Command, args: readonly string[]): void {
+  const options = new Map<string | undefined, Option>(command.options.map((option) => [option.long, option]));
+  const long = [...command.options.map(({ long }) => long ?? ""), "--help"];
+  const known = [...long, "-h", "-V", "--"];
+  let open: Option | undefined;
+  for (const arg of args) {
+    const [flag = arg] = arg.split("=", 1);
+    if (open !== undefined && flag.startsWith("--") && known.includes(flag)) {
+      command.error(`option '${open.flags}' argument missing before ${flag}`);
+    }
+    if (open === undefined && flag.startsWith("-") && !known.includes(flag)) {
+      const meant = nearest(flag, long);
+      command.error(`unknown option '${flag}'${meant === undefined ? "" : ` (Did you mean ${meant}?)`}`);
+    }
+    open = open === undefined && options.get(arg)?.required === true ? options.get(arg) : undefined;
+  }
+}
+
 function createCommand(program: ProgramName): Command {
   const { summary, once, dryRun, examples } = MODES[program];
   const command = new Command(program)
@@ -84,9 +108,8 @@ function createCommand(program: ProgramName): Command {
     .configureOutput({
       writeOut: (text) => print(text.trimEnd()),
       writeErr: (text) => printError(text.trimEnd()),
-      outputError: (text, write) => write(`${program}: ${text.replace(/^error: /, "")}`),
+      outputError: (text, write) => write(`${program}: ${text.replace(/^error: /, "").trim().replaceAll(/\s+/g, " ")}`),
     })
-    .showSuggestionAfterError()
     .exitOverride()
     .addHelpText("after", `\nExamples:\n${examples.map((example) => `  $ ${example}`).join("\n")}`);
 

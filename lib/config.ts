@@ -1,11 +1,12 @@
-import { createPrivateKey, type KeyObject, X509Certificate } from "node:crypto";
-import { closest, distance } from "fastest-levenshtein";
+import { unescape } from "node:querystring";
+import { type CertificateFile, keyFits, readCertificateFile, readKeyFile } from "./certificate_file.ts";
 import type { CommandLine } from "./command.ts";
-import { ConfigError, errorMessage } from "./error.ts";
-import { type Ini, type IniEntry, type IniSection, parseIni } from "./ini.ts";
+import { ConfigError } from "./error.ts";
 import type { LOG_LEVELS } from "./log.ts";
-import { compilePattern } from "./pattern.ts";
-import { environmentName, flagNames, type SectionName, type Setting, SETTINGS, type SSL_MODES } from "./setting.ts";
+import { SETTINGS, type SSL_MODES } from "./setting.ts";
+import { type Given, HIDDEN, type LookUpVariable, parseGiven, type SiteSection, Source } from "./source.ts";
+import { pathExists } from "./text_file.ts";
+import { checkTopicName, parseTopics } from "./topic.ts";
 import { formatDuration } from "./value.ts";
 
 /** A site to check. */
@@ -109,18 +110,10 @@ export interface ConsumerConfig extends CommonConfig {
 /** Options of {@linkcode readProducerConfig} and {@linkcode readConsumerConfig}. */
 export interface ReadConfigOptions {
   /** Looks an environment variable up. Default: the process's own; an empty one counts as not set. */
-  readonly env?: (name: string) => string | undefined;
+  readonly env?: LookUpVariable;
 }
 
-const SITE_SECTION_REGEXP = /^website_(?<name>.*)$/s;
-const TOPIC_REGEXP = /^[a-zA-Z0-9._-]{1,249}$/;
-/** Topics of Kafka's own. */
-const INTERNAL_TOPICS: ReadonlySet<string> = new Set([
-  "__consumer_offsets",
-  "__transaction_state",
-  "__cluster_metadata",
-]);
-const LOOPBACK_REGEXP = /^(?:localhost|127(?:\.\d+){3}|::1|\[::1\])$/i;
+const LOOPBACK_REGEXP = /^(?:localhost|127(?:\.\d+){3}|::1)$/i;
 /** Files that the Python program took where its configuration named none. */
 const DEFAULT_TLS_FILES = {
   ssl_cafile: "./ca.pem",
@@ -132,8 +125,8 @@ const DEFAULT_TIMEOUT_MS = 10_000;
 /** A timeout equal to the interval would make a site that hangs miss every second check. */
 const DEFAULT_TIMEOUT_SHARE = 0.8;
 const DEFAULT_DRAIN_TIMEOUT_MS = 30_000;
+const DEFAULT_GROUP_ID = "site_checker";
 const DEFAULT_POSTGRES_PORT = 5432;
-const HIDDEN = "********";
 
 /**
  * Reads the producer's settings: flags before environment before file before defaults.
@@ -144,13 +137,12 @@ export async function readProducerConfig(
   commandLine: CommandLine,
   { env = Deno.env.get }: ReadConfigOptions = {},
 ): Promise<ProducerConfig> {
-  const settings = await Settings.read(commandLine, env);
-  const logLevel = settings.logLevel();
-  const sites = settings.sites();
-  const kafka = commandLine.dryRun ? null : await settings.kafka();
-  const drainTimeoutMs = settings.take("producer", "drain_timeout") ?? DEFAULT_DRAIN_TIMEOUT_MS;
-  settings.show("producer", "drain_timeout", formatDuration(drainTimeoutMs));
-  return { logLevel, sites, kafka, drainTimeoutMs, effective: settings.effective(), warnings: settings.warnings };
+  const source = await Source.open(commandLine, env);
+  const sites = readSites(source);
+  const kafka = commandLine.dryRun ? null : await readKafka(source);
+  const drainTimeoutMs = source.take("producer", "drain_timeout") ?? DEFAULT_DRAIN_TIMEOUT_MS;
+  source.show("producer", "drain_timeout", { value: formatDuration(drainTimeoutMs) });
+  return { sites, kafka, drainTimeoutMs, ...readCommon(source) };
 }
 
 /**
@@ -162,439 +154,98 @@ export async function readConsumerConfig(
   commandLine: CommandLine,
   { env = Deno.env.get }: ReadConfigOptions = {},
 ): Promise<ConsumerConfig> {
-  const settings = await Settings.read(commandLine, env);
-  const logLevel = settings.logLevel();
-  const kafka = await settings.kafka();
-  const groupId = settings.take("kafka", "group_id") ?? "site_checker";
-  settings.show("kafka", "group_id", groupId);
-  const topics = settings.topics(commandLine.topics);
-  const postgres = commandLine.dryRun ? null : await settings.postgres();
-  return { logLevel, kafka, groupId, topics, postgres, effective: settings.effective(), warnings: settings.warnings };
+  const source = await Source.open(commandLine, env);
+  const kafka = await readKafka(source);
+  const groupId = source.take("kafka", "group_id") ?? DEFAULT_GROUP_ID;
+  source.show("kafka", "group_id", { value: groupId });
+  const topics = readTopics(source);
+  const postgres = commandLine.dryRun ? null : await readPostgres(source);
+  return { kafka, groupId, topics, postgres, ...readCommon(source) };
 }
 
-/** A setting's text and where it stands. */
-interface Given {
-  readonly text: string;
-  readonly origin: string;
+function readCommon(source: Source): CommonConfig {
+  const logLevel = source.take("log", "level") ?? "info";
+  source.show("log", "level", { value: logLevel });
+  return { logLevel, effective: source.effective(), warnings: source.warnings };
 }
 
-/** What flags, environment and file say, asked setting by setting. */
-class Settings {
-  readonly warnings: string[] = [];
-  readonly #commandLine: CommandLine;
-  readonly #env: (name: string) => string | undefined;
-  readonly #file: Ini | null;
-  readonly #shown = new Map<string, string[]>();
-  readonly #origins = new Map<string, string>();
-
-  private constructor(commandLine: CommandLine, env: (name: string) => string | undefined, file: Ini | null) {
-    this.#commandLine = commandLine;
-    this.#env = (name) => env(name) || undefined;
-    this.#file = file;
-  }
-
-  static async read(commandLine: CommandLine, env: (name: string) => string | undefined): Promise<Settings> {
-    const path = commandLine.configPath ?? (env("CONFIG_PATH") || undefined);
-    if (path === undefined) return new Settings(commandLine, env, null);
-    const file = parseIni(await readText(path, "configuration file"), { path });
-    checkNames(file);
-    return new Settings(commandLine, env, file);
-  }
-
-  /** Value of a setting that stands once: by flag, variable, file; undefined where none has it. */
-  take<S extends SectionName, K extends keyof typeof SETTINGS[S] & string>(
-    section: S,
-    key: K,
-  ): ReturnType<Extract<typeof SETTINGS[S][K], Setting<unknown>>["parse"]> | undefined {
-    const setting = SETTINGS[section][key] as Setting<unknown>;
-    const given = this.#flag(key, setting) ?? this.#variable(key, setting) ??
-      this.#entry(this.#section(section), key, setting);
-    if (given === undefined) return undefined;
-    this.#origins.set(`${section}.${key}`, given.origin);
-    return parse(setting, given, `${key} of [${section}]`) as never;
-  }
-
-  logLevel(): typeof LOG_LEVELS[number] {
-    return this.take("log", "level") ?? "info";
-  }
-
-  sites(): Site[] {
-    const url = this.#flag("url", SETTINGS.website.url) ?? this.#variable("url", SETTINGS.website.url);
-    const name = this.#commandLine.flags.get("name");
-    if (url !== undefined) return [this.#singleSite(url)];
-    const alone = name !== undefined ? "--name" : this.#commandLine.flags.has("regex") ? "--regex" : undefined;
-    if (alone !== undefined) {
-      throw new ConfigError(`Cannot use ${alone} (command line): expected --url <url> or URL beside it`);
-    }
-    const sections = this.#siteSections();
-    if (sections.length === 0) {
-      throw new ConfigError(
-        "Cannot find a site to check: expected --url <url>, URL in the environment, or [website_NAME] with a url in " +
-          (this.#file === null ? "the file of --config-path" : this.#file.path),
-      );
-    }
-    const sites = sections.map(({ section, name }) => this.#fileSite(section, name));
-    this.#checkTwins(sections);
-    return sites;
-  }
-
-  async kafka(): Promise<KafkaSettings> {
-    const bootstrapServers = this.take("kafka", "bootstrap_servers") ?? [];
-    if (bootstrapServers.length === 0) {
-      throw new ConfigError(
-        "Cannot find a Kafka broker: expected host:port in --kafka-bootstrap-servers, KAFKA_BOOTSTRAP_SERVERS or " +
-          "bootstrap_servers of [kafka]",
-      );
-    }
-    const given = {
-      ssl_cafile: this.take("kafka", "ssl_cafile"),
-      ssl_certfile: this.take("kafka", "ssl_certfile"),
-      ssl_keyfile: this.take("kafka", "ssl_keyfile"),
-    };
-    const anyFile = Object.values(given).some((file) => file !== undefined);
-    const protocol = this.take("kafka", "security_protocol") ?? (anyFile ? "SSL" : "PLAINTEXT");
-    this.show("kafka", "bootstrap_servers", bootstrapServers.join(","));
-    this.show("kafka", "security_protocol", protocol);
-    if (protocol === "PLAINTEXT") {
-      if (anyFile) {
-        this.warnings.push(
-          "security_protocol of [kafka] is PLAINTEXT: ssl_cafile, ssl_certfile and ssl_keyfile are not used",
-        );
-      }
-      return { bootstrapServers, tls: null };
-    }
-    const files = { ...given };
-    for (const [key, path] of Object.entries(DEFAULT_TLS_FILES) as [keyof typeof given, string][]) {
-      if (files[key] === undefined && await exists(path)) files[key] = path;
-      if (files[key] !== undefined) this.show("kafka", key, files[key]);
-    }
-    const origin = (key: keyof typeof given) => this.#origins.get(`kafka.${key}`) ?? "default";
-    const ca = await readCertificates(files.ssl_cafile, `ssl_cafile of [kafka] (${origin("ssl_cafile")})`);
-    const cert = await readCertificates(files.ssl_certfile, `ssl_certfile of [kafka] (${origin("ssl_certfile")})`);
-    const key = await readKey(files.ssl_keyfile, `ssl_keyfile of [kafka] (${origin("ssl_keyfile")})`);
-    if ((cert === undefined) !== (key === undefined)) {
-      const [one, other] = cert === undefined ? ["ssl_keyfile", "ssl_certfile"] : ["ssl_certfile", "ssl_keyfile"];
-      throw new ConfigError(
-        `Cannot use ${one} of [kafka] (${origin(one as keyof typeof given)}): expected ${other} beside it`,
-      );
-    }
-    if (cert !== undefined && key !== undefined && !new X509Certificate(cert.pem).checkPrivateKey(key.key)) {
-      throw new ConfigError(
-        `Cannot use ssl_keyfile of [kafka] (${origin("ssl_keyfile")}): expected the private key of the certificate ` +
-          `in ${cert.path}, got another in ${key.path}`,
-      );
-    }
-    if (cert !== undefined) this.#warnOfExpiry(cert);
-    return {
-      bootstrapServers,
-      tls: {
-        ...(ca && { ca: ca.pem }),
-        ...(cert && { cert: cert.pem }),
-        ...(key && { key: key.pem }),
-      },
-    };
-  }
-
-  async postgres(): Promise<PostgresSettings> {
-    const host = this.take("postgres", "host");
-    if (host === undefined) {
-      throw new ConfigError(
-        "Cannot find a PostgreSQL server: expected --postgres-host, POSTGRES_HOST or host of [postgres]",
-      );
-    }
-    const port = this.take("postgres", "port") ?? DEFAULT_POSTGRES_PORT;
-    const user = this.take("postgres", "user") ?? "postgres";
-    const password = this.take("postgres", "password") ?? null;
-    const database = this.take("postgres", "database") ?? user;
-    const rootCertificate = this.take("postgres", "sslrootcert");
-    const sslmode = this.take("postgres", "sslmode") ??
-      (rootCertificate !== undefined ? "verify-ca" : LOOPBACK_REGEXP.test(host) ? "disable" : "verify-full");
-    const minConnection = this.take("postgres", "min_connection") ?? 1;
-    const maxConnection = this.take("postgres", "max_connection") ?? Math.max(2, minConnection);
-    if (minConnection > maxConnection) {
-      throw new ConfigError(
-        `Cannot use min_connection of [postgres] (${this.#origins.get("postgres.min_connection")}): expected at most ` +
-          `max_connection, which is ${maxConnection}, got ${minConnection}`,
-      );
-    }
-    const ca = await readCertificates(
-      rootCertificate,
-      `sslrootcert of [postgres] (${this.#origins.get("postgres.sslrootcert")})`,
-    );
-    this.show("postgres", "user", user);
-    if (password !== null) this.show("postgres", "password", HIDDEN);
-    this.show("postgres", "host", host);
-    this.show("postgres", "port", String(port));
-    this.show("postgres", "database", database);
-    this.show("postgres", "sslmode", sslmode);
-    if (rootCertificate !== undefined) this.show("postgres", "sslrootcert", rootCertificate);
-    this.show("postgres", "min_connection", String(minConnection));
-    this.show("postgres", "max_connection", String(maxConnection));
-    return { host, port, user, password, database, sslmode, ca: ca?.pem ?? null, minConnection, maxConnection };
-  }
-
-  topics(flags: readonly string[]): TopicSelection {
-    const variable = this.#env("KAFKA_TOPIC");
-    const given: Given[] = flags.length > 0
-      ? flags.map((text) => ({ text, origin: "--kafka-topic" }))
-      : variable !== undefined
-      ? [{ text: variable, origin: "environment variable KAFKA_TOPIC" }]
-      : [];
-    const names = new Set<string>();
-    const patterns: RegExp[] = [];
-    for (const { text, origin } of given) {
-      for (const part of splitTopics(text)) {
-        if (part.startsWith("/")) patterns.push(topicPattern(part, origin));
-        else names.add(checkTopic(part, `topic '${part}'`, origin));
-      }
-    }
-    if (given.length === 0) {
-      for (const { section, name } of this.#siteSections()) {
-        names.add(checkTopic(name, `name of website '${name}'`, `${this.#file?.path}:${section.line}`));
-      }
-    }
-    if (names.size === 0 && patterns.length === 0) {
-      throw new ConfigError(
-        "Cannot find a topic to read: expected --kafka-topic, KAFKA_TOPIC, or [website_NAME] in " +
-          (this.#file === null ? "the file of --config-path" : this.#file.path),
-      );
-    }
-    this.#note("topics", [...[...names], ...patterns.map((pattern) => `/${pattern.source.slice(4, -2)}/`)].join(","));
-    return { names: [...names], patterns };
-  }
-
-  /** Adds a line to what `--check-config` prints. */
-  show(section: SectionName, key: string, value: string): void {
-    const origin = this.#origins.get(`${section}.${key}`) ?? "default";
-    this.#line(section, `${key} = ${value}`, origin);
-  }
-
-  effective(): string[] {
-    return [...this.#shown].flatMap(([section, lines], index) => [
-      ...(index > 0 ? [""] : []),
-      `[${section}]`,
-      ...lines,
-    ]);
-  }
-
-  #note(key: string, value: string): void {
-    this.#line("kafka", `${key} = ${value}`, this.#commandLine.topics.length > 0 ? "--kafka-topic" : "");
-  }
-
-  #line(section: string, text: string, origin: string): void {
-    const lines = this.#shown.get(section) ?? [];
-    lines.push(origin === "" ? text : `${text.padEnd(48)} ; ${origin}`);
-    this.#shown.set(section, lines);
-  }
-
-  #flag(key: string, setting: Setting<unknown>): Given | undefined {
-    return one(
-      flagNames(key, setting).map((flag) => ({ origin: `--${flag}`, text: this.#commandLine.flags.get(flag) })),
-    );
-  }
-
-  #variable(key: string, setting: Setting<unknown>): Given | undefined {
-    return one(
-      flagNames(key, setting).map(environmentName).map((name) => ({
-        origin: `environment variable ${name}`,
-        text: this.#env(name),
-      })),
-    );
-  }
-
-  /** Entry of a section or of `[DEFAULT]`; an empty value counts as not set, as it did. */
-  #entry(section: IniSection | undefined, key: string, { aliases = [] }: Setting<unknown>): Given | undefined {
-    const lookUp = (entries: ReadonlyMap<string, IniEntry> | undefined) =>
-      one([key, ...aliases].map((name) => {
-        const entry = entries?.get(name);
-        return { origin: `${this.#file?.path}:${entry?.line}`, text: entry?.value || undefined };
-      }));
-    return lookUp(section?.entries) ?? (section === undefined ? undefined : lookUp(this.#file?.defaults));
-  }
-
-  #section(name: string): IniSection | undefined {
-    return this.#file?.sections.find((section) => section.name === name);
-  }
-
-  #siteSections(): { section: IniSection; name: string }[] {
-    return (this.#file?.sections ?? []).flatMap((section) => {
-      const name = SITE_SECTION_REGEXP.exec(section.name)?.groups?.["name"];
-      return name === undefined ? [] : [{ section, name }];
-    });
-  }
-
-  #singleSite(url: Given): Site {
-    const target = parse(SETTINGS.website.url, url, "url");
-    const given = one([{ origin: "--name", text: this.#commandLine.flags.get("name") }]) ??
-      one([{ origin: "environment variable NAME", text: this.#env("NAME") }]);
-    const name = given?.text ?? target.hostname.replace(/^\[|\]$/g, "").replaceAll(":", "-");
-    const site = checkTopic(name, `name of the site '${name}'`, given?.origin ?? `host of ${url.origin}`);
-    const from = (key: "regex" | "interval" | "timeout") =>
-      this.#flag(key, SETTINGS.website[key]) ?? this.#variable(key, SETTINGS.website[key]);
-    return this.#site(site, url, { regex: from("regex"), interval: from("interval"), timeout: from("timeout") });
-  }
-
-  #fileSite(section: IniSection, name: string): Site {
-    const where = `${this.#file?.path}:${section.line}`;
-    checkTopic(name, `name of website '${name}'`, where);
-    const url = this.#entry(section, "url", SETTINGS.website.url);
-    if (url === undefined) {
-      throw new ConfigError(`Cannot read website '${name}' (${where}): expected url = https://…, got none`);
-    }
-    return this.#site(name, url, {
-      regex: this.#entry(section, "regex", SETTINGS.website.regex),
-      interval: this.#flag("interval", SETTINGS.website.interval) ??
-        this.#entry(section, "interval", SETTINGS.website.interval),
-      timeout: this.#flag("timeout", SETTINGS.website.timeout) ??
-        this.#entry(section, "timeout", SETTINGS.website.timeout),
-    });
-  }
-
-  #site(
-    name: string,
-    url: Given,
-    { regex, interval, timeout }: Record<"regex" | "interval" | "timeout", Given | undefined>,
-  ): Site {
-    const label = (key: string) => `${key} of website '${name}'`;
-    const target = parse(SETTINGS.website.url, url, label("url"));
-    const pattern = regex === undefined ? null : parse(SETTINGS.website.regex, regex, label("regex"));
-    const intervalMs = interval === undefined
-      ? DEFAULT_INTERVAL_MS
-      : parse(SETTINGS.website.interval, interval, label("interval"));
-    const timeoutMs = timeout === undefined
-      ? Math.min(DEFAULT_TIMEOUT_MS, intervalMs * DEFAULT_TIMEOUT_SHARE)
-      : parse(SETTINGS.website.timeout, timeout, label("timeout"));
-    if (timeoutMs > intervalMs && !this.#commandLine.once) {
-      this.warnings.push(
-        `timeout of website '${name}' (${formatDuration(timeoutMs)}) is longer than its interval ` +
-          `(${formatDuration(intervalMs)}): while it hangs, checks are left out`,
-      );
-    }
-    const { address, authorization } = splitCredentials(target);
-    const section = `website_${name}`;
-    this.#line(section, `url = ${authorization === null ? address : hideCredentials(target)}`, url.origin);
-    if (regex !== undefined) this.#line(section, `regex = ${regex.text}`, regex.origin);
-    this.#line(section, `interval = ${formatDuration(intervalMs)}`, interval?.origin ?? "default");
-    this.#line(section, `timeout = ${formatDuration(timeoutMs)}`, timeout?.origin ?? "default");
-    return { name, url: address, authorization, regex: regex?.text ?? null, pattern, intervalMs, timeoutMs };
-  }
-
-  /** Kafka's metrics take `.` for `_`, so that it refuses a topic `a.b` where `a_b` is. */
-  #checkTwins(sections: readonly { section: IniSection; name: string }[]): void {
-    const seen = new Map<string, { section: IniSection; name: string }>();
-    for (const entry of sections) {
-      const key = entry.name.replaceAll(".", "_");
-      const twin = seen.get(key);
-      if (twin !== undefined) {
-        throw new ConfigError(
-          `Cannot use website '${entry.name}' (${this.#file?.path}:${entry.section.line}): Kafka takes its topic for ` +
-            `that of website '${twin.name}' in line ${twin.section.line}, since . and _ count as the same: rename one`,
-        );
-      }
-      seen.set(key, entry);
-    }
-  }
-
-  #warnOfExpiry({ pem, path }: { pem: string; path: string }): void {
-    const { validTo } = new X509Certificate(pem);
-    if (Date.parse(validTo) < Date.now()) this.warnings.push(`the certificate in ${path} has expired on ${validTo}`);
-  }
-}
-
-/** The one of several names of a setting that is given; two are a mistake. */
-function one(candidates: readonly { origin: string; text: string | undefined }[]): Given | undefined {
-  const [first, second] = candidates.filter((candidate): candidate is Given => candidate.text !== undefined);
-  if (first !== undefined && second !== undefined) {
-    throw new ConfigError(`Cannot use ${second.origin}: it means the same as ${first.origin}: expected one of them`);
-  }
-  return first;
-}
-
-function parse<T>(setting: Setting<T>, { text, origin }: Given, label: string): T {
-  try {
-    return setting.parse(text);
-  } catch (error) {
-    if (!(error instanceof SyntaxError || error instanceof RangeError)) throw error;
-    const got = setting.secret ? "" : `, got '${shorten(withoutPassword(text))}'`;
-    throw new ConfigError(`Cannot read ${label} (${origin}): ${error.message}${got}`, { cause: error });
-  }
-}
-
-function checkNames({ path, sections, defaults }: Ini): void {
-  const sectionNames = Object.keys(SETTINGS).filter((name) => name !== "website");
-  for (const { name, line, entries } of sections) {
-    const site = SITE_SECTION_REGEXP.exec(name)?.groups?.["name"];
-    if (site === undefined && !sectionNames.includes(name)) {
-      const shape = distance(name.slice(0, "website_".length).toLowerCase(), "website_") <= 2
-        ? `website_${name.replace(/^[a-z]*[ _.:-]?/i, "") || "NAME"}`
-        : closest(name, sectionNames);
-      throw new ConfigError(
-        `Cannot read section [${name}] (${path}:${line}): expected [website_NAME] or one of ${
-          sectionNames.map((known) => `[${known}]`).join(", ")
-        }; did you mean [${shape}]?`,
-      );
-    }
-    checkKeys(entries, site === undefined ? name as SectionName : "website", { path, name });
-  }
-  const all = Object.keys(SETTINGS).flatMap((section) => keysOf(section as SectionName));
-  for (const { key, line } of defaults.values()) {
-    if (!all.includes(key)) throw unknownKey(key, { path, line, name: "DEFAULT", known: all });
-  }
-}
-
-function checkKeys(
-  entries: ReadonlyMap<string, IniEntry>,
-  section: SectionName,
-  { path, name }: { path: string; name: string },
-): void {
-  const known = keysOf(section);
-  for (const { key, line } of entries.values()) {
-    if (!known.includes(key)) throw unknownKey(key, { path, line, name, known });
-  }
-}
-
-function unknownKey(
-  key: string,
-  { path, line, name, known }: { path: string; line: number; name: string; known: readonly string[] },
-): ConfigError {
-  return new ConfigError(
-    `Cannot read key '${shorten(key)}' of [${name}] (${path}:${line}): expected one of ${known.join(", ")}; ` +
-      `did you mean ${closest(key, [...known])}?`,
-  );
-}
-
-function keysOf(section: SectionName): string[] {
-  return Object.entries<Setting<unknown>>(SETTINGS[section]).flatMap(([key, { aliases = [] }]) => [key, ...aliases]);
-}
-
-function checkTopic(name: string, label: string, origin: string): string {
-  if (!TOPIC_REGEXP.test(name) || name === "." || name === "..") {
+/** The site of a URL by flag or variable alone, else those of the file. */
+function readSites(source: Source): Site[] {
+  const { url } = SETTINGS.website;
+  const given = source.flag("url", url) ?? source.variable("url", url);
+  if (given !== undefined) return [readSingleSite(source, given)];
+  const alone = ["name", "regex"].find((flag) => source.commandLine.flags.has(flag));
+  if (alone !== undefined) throw new ConfigError(`Cannot use --${alone}: expected --url or URL beside it`);
+  const sections = source.siteSections();
+  if (sections.length === 0) {
     throw new ConfigError(
-      `Cannot use ${label} (${origin}): expected 1 to 249 letters, digits, dots, dashes and underscores, as Kafka ` +
-        `takes for a topic`,
+      "Cannot find a site to check: expected --url, URL in the environment, or [website_NAME] with a url in " +
+        source.filePath,
     );
   }
-  if (INTERNAL_TOPICS.has(name)) {
-    throw new ConfigError(`Cannot use ${label} (${origin}): expected a name other than that of a topic of Kafka's own`);
-  }
-  return name;
+  return sections.map((section) => readSiteOfFile(source, section));
 }
 
-/** Splits at commas, but not at those within `/…/`. */
-function splitTopics(text: string): string[] {
-  return (text.match(/\s*\/(?:\\.|[^/\\])+\/\s*(?=,|$)|[^,]+/g) ?? []).map((part) => part.trim()).filter((part) =>
-    part !== ""
-  );
+function readSingleSite(source: Source, url: Given): Site {
+  const target = parseGiven(SETTINGS.website.url, url, "url");
+  const given = source.flagOrVariable("name");
+  const name = given?.text ?? target.hostname.replace(/^\[|\]$/g, "").replaceAll(":", "-");
+  checkTopicName(name, `name of website '${name}'`, given?.origin ?? `host of ${url.origin}; --name sets another`);
+  const from = (key: "regex" | "interval" | "timeout") =>
+    source.flag(key, SETTINGS.website[key]) ?? source.variable(key, SETTINGS.website[key]);
+  return createSite(source, { name, url, regex: from("regex"), interval: from("interval"), timeout: from("timeout") });
 }
 
-function topicPattern(text: string, origin: string): RegExp {
-  try {
-    if (text.length < 3 || !text.endsWith("/")) throw new SyntaxError("expected /pattern/");
-    compilePattern(text.slice(1, -1));
-    return compilePattern(`^(?:${text.slice(1, -1)})$`);
-  } catch (error) {
-    throw new ConfigError(`Cannot read topic '${shorten(text)}' (${origin}): ${errorMessage(error)}`, { cause: error });
+function readSiteOfFile(source: Source, { name, origin, section }: SiteSection): Site {
+  const { url, regex, interval, timeout } = SETTINGS.website;
+  const givenUrl = source.entry(section, "url", url);
+  if (givenUrl === undefined) {
+    throw new ConfigError(`Cannot read website '${name}' (${origin}): expected url = https://…, got none`);
   }
+  return createSite(source, {
+    name,
+    url: givenUrl,
+    regex: source.entry(section, "regex", regex),
+    // INTERVAL counts only beside a URL: it would change every site of the file without anyone having asked for it.
+    interval: source.flag("interval", interval) ?? source.entry(section, "interval", interval),
+    timeout: source.flag("timeout", timeout) ?? source.variable("timeout", timeout) ??
+      source.entry(section, "timeout", timeout),
+  });
+}
+
+interface GivenSite {
+  readonly name: string;
+  readonly url: Given;
+  readonly regex: Given | undefined;
+  readonly interval: Given | undefined;
+  readonly timeout: Given | undefined;
+}
+
+function createSite(source: Source, { name, url, regex, interval, timeout }: GivenSite): Site {
+  const settings = SETTINGS.website;
+  const label = (key: string) => `${key} of website '${name}'`;
+  const target = parseGiven(settings.url, url, label("url"));
+  const pattern = regex === undefined ? null : parseGiven(settings.regex, regex, label("regex"));
+  const intervalMs = interval === undefined
+    ? DEFAULT_INTERVAL_MS
+    : parseGiven(settings.interval, interval, label("interval"));
+  const timeoutMs = timeout === undefined
+    ? Math.min(DEFAULT_TIMEOUT_MS, Math.floor(intervalMs * DEFAULT_TIMEOUT_SHARE))
+    : parseGiven(settings.timeout, timeout, label("timeout"));
+  if (timeoutMs > intervalMs && !source.commandLine.once) {
+    source.warnings.push(
+      `timeout of website '${name}' (${formatDuration(timeoutMs)}) is longer than its interval ` +
+        `(${formatDuration(intervalMs)}): while it hangs, checks are left out`,
+    );
+  }
+  const { address, authorization } = splitCredentials(target);
+  const section = `website_${name}` as const;
+  const shownUrl = authorization === null ? address : address.replace("://", `://${HIDDEN}@`);
+  source.show(section, "url", { value: shownUrl, origin: url.origin });
+  if (regex !== undefined) source.show(section, "regex", { value: regex.text, origin: regex.origin });
+  source.show(section, "interval", { value: formatDuration(intervalMs), origin: interval?.origin ?? "default" });
+  source.show(section, "timeout", { value: formatDuration(timeoutMs), origin: timeout?.origin ?? "default" });
+  return { name, url: address, authorization, regex: regex?.text ?? null, pattern, intervalMs, timeoutMs };
 }
 
 function splitCredentials(url: URL): { address: string; authorization: string | null } {
@@ -602,89 +253,134 @@ function splitCredentials(url: URL): { address: string; authorization: string | 
   const bare = new URL(url);
   bare.username = "";
   bare.password = "";
-  const bytes = new TextEncoder().encode(`${decodeURIComponent(url.username)}:${decodeURIComponent(url.password)}`);
-  return { address: bare.href, authorization: `Basic ${btoa(String.fromCharCode(...bytes))}` };
+  // Unlike decodeURIComponent(), it takes a percent sign that encodes nothing as it stands.
+  const bytes = new TextEncoder().encode(`${unescape(url.username)}:${unescape(url.password)}`);
+  return { address: bare.href, authorization: `Basic ${bytes.toBase64()}` };
 }
 
-function hideCredentials(url: URL): string {
-  const hidden = new URL(url);
-  if (hidden.password !== "") hidden.password = HIDDEN;
-  return hidden.href;
-}
-
-/** Hides the password of what may be a URL that can't be parsed. */
-function withoutPassword(text: string): string {
-  return text.replace(/(:\/\/[^/@\s]*:)[^/\s]*@/, `$1${HIDDEN}@`);
-}
-
-function shorten(text: string): string {
-  const line = text.replaceAll("\n", " ");
-  return line.length > 80 ? line.slice(0, 79) + "…" : line;
-}
-
-async function exists(path: string): Promise<boolean> {
-  try {
-    return (await Deno.stat(path)).isFile;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  }
-}
-
-async function readText(path: string, label: string): Promise<string> {
-  let bytes: Uint8Array;
-  try {
-    bytes = await Deno.readFile(path);
-  } catch (error) {
-    throw new ConfigError(`Cannot read ${label} ${path}: ${fileFault(error)}`, { cause: error });
-  }
-  let text: string | undefined;
-  try {
-    text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-  } catch {
-    text = undefined;
-  }
-  if (text === undefined || text.includes("\0")) {
-    throw new ConfigError(`Cannot read ${label} ${path}: expected text in UTF-8, got binary data`);
-  }
-  return text;
-}
-
-function fileFault(error: unknown): string {
-  if (error instanceof Deno.errors.NotFound) return "there is no such file";
-  if (error instanceof Deno.errors.IsADirectory) return "expected a file, got a directory";
-  if (error instanceof Deno.errors.PermissionDenied) return "this user may not read it";
-  if (error instanceof Deno.errors.NotCapable) return "the program was started without --allow-read for it";
-  return errorMessage(error);
-}
-
-async function readCertificates(
-  path: string | undefined,
-  label: string,
-): Promise<{ pem: string; path: string } | undefined> {
-  if (path === undefined) return undefined;
-  const pem = await readText(path, `${label}:`);
-  try {
-    new X509Certificate(pem);
-  } catch (error) {
-    throw new ConfigError(`Cannot read ${label}: expected certificates in PEM in ${path}`, { cause: error });
-  }
-  return { pem, path };
-}
-
-async function readKey(
-  path: string | undefined,
-  label: string,
-): Promise<{ pem: string; path: string; key: KeyObject } | undefined> {
-  if (path === undefined) return undefined;
-  const pem = await readText(path, `${label}:`);
-  try {
-    return { pem, path, key: createPrivateKey(pem) };
-  } catch (error) {
-    const encrypted = /ENCRYPTED/.test(pem);
+async function readKafka(source: Source): Promise<KafkaSettings> {
+  const bootstrapServers = source.take("kafka", "bootstrap_servers") ?? [];
+  if (bootstrapServers.length === 0) {
     throw new ConfigError(
-      `Cannot read ${label}: expected a private key in PEM${encrypted ? " without a passphrase" : ""} in ${path}`,
-      { cause: error },
+      "Cannot find a Kafka broker: expected host:port in --kafka-bootstrap-servers, KAFKA_BOOTSTRAP_SERVERS or " +
+        "bootstrap_servers of [kafka]",
     );
   }
+  const given = {
+    ssl_cafile: source.take("kafka", "ssl_cafile"),
+    ssl_certfile: source.take("kafka", "ssl_certfile"),
+    ssl_keyfile: source.take("kafka", "ssl_keyfile"),
+  };
+  const anyFile = Object.values(given).some((file) => file !== undefined);
+  const protocol = source.take("kafka", "security_protocol") ?? (anyFile ? "SSL" : "PLAINTEXT");
+  source.show("kafka", "bootstrap_servers", { value: bootstrapServers.join(",") });
+  source.show("kafka", "security_protocol", { value: protocol });
+  if (protocol === "SSL") return { bootstrapServers, tls: await readKafkaTls(source, given) };
+  if (anyFile) {
+    source.warnings.push(
+      "security_protocol of [kafka] is PLAINTEXT: ssl_cafile, ssl_certfile and ssl_keyfile are not used",
+    );
+  }
+  return { bootstrapServers, tls: null };
+}
+
+type TlsFiles = Record<keyof typeof DEFAULT_TLS_FILES, string | undefined>;
+
+async function readKafkaTls(source: Source, given: TlsFiles): Promise<TlsSettings> {
+  const files = { ...given };
+  for (const key of Object.keys(DEFAULT_TLS_FILES) as (keyof TlsFiles)[]) {
+    const path = DEFAULT_TLS_FILES[key];
+    if (files[key] === undefined && await pathExists(path)) files[key] = path;
+    if (files[key] !== undefined) source.show("kafka", key, { value: files[key] });
+  }
+  const label = (key: keyof TlsFiles) => `${key} of [kafka] (${source.origin("kafka", key)})`;
+  const { ssl_cafile, ssl_certfile, ssl_keyfile } = files;
+  const ca = ssl_cafile === undefined ? undefined : await readCertificateFile(ssl_cafile, label("ssl_cafile"));
+  const cert = ssl_certfile === undefined ? undefined : await readCertificateFile(ssl_certfile, label("ssl_certfile"));
+  const key = ssl_keyfile === undefined ? undefined : await readKeyFile(ssl_keyfile, label("ssl_keyfile"));
+  if (cert !== undefined && key === undefined) {
+    throw new ConfigError(`Cannot use ${label("ssl_certfile")}: expected ssl_keyfile beside it, got none`);
+  }
+  if (cert === undefined && key !== undefined) {
+    throw new ConfigError(`Cannot use ${label("ssl_keyfile")}: expected ssl_certfile beside it, got none`);
+  }
+  if (cert !== undefined && key !== undefined && !keyFits(key, cert)) {
+    throw new ConfigError(
+      `Cannot use ${label("ssl_keyfile")}: expected the private key of the certificate in '${cert.path}', ` +
+        `got another in '${key.path}'`,
+    );
+  }
+  if (cert !== undefined) warnOfExpiry(source, cert);
+  return { ...(ca && { ca: ca.pem }), ...(cert && { cert: cert.pem }), ...(key && { key: key.pem }) };
+}
+
+function warnOfExpiry({ warnings }: Source, { path, first: { validTo } }: CertificateFile): void {
+  if (Date.parse(validTo) < Date.now()) warnings.push(`the certificate in ${path} has expired on ${validTo}`);
+}
+
+/** Topics by flags, else by the variable, else the sites of the file. */
+function readTopics(source: Source): TopicSelection {
+  const flags = source.commandLine.topics.map((text) => ({ text, origin: "--kafka-topic" }));
+  const variable = source.flagOrVariable("kafka-topic");
+  const given = flags.length > 0 ? flags : variable !== undefined ? [variable] : [];
+  const lists = given.map(({ text, origin }) => parseTopics(text, origin));
+  const sites = given.length > 0 ? [] : source.siteSections().map(({ name }) => name);
+  const names = [...new Set([...lists.flatMap(({ names }) => names), ...sites])];
+  const patterns = new Map(lists.flatMap(({ patterns }) => [...patterns]));
+  if (names.length === 0 && patterns.size === 0) {
+    throw new ConfigError(
+      `Cannot find a topic to read: expected --kafka-topic, KAFKA_TOPIC, or [website_NAME] in ${source.filePath}`,
+    );
+  }
+  source.show("kafka", "topic", {
+    value: [...names, ...patterns.keys()].join(","),
+    origin: given[0]?.origin ?? `websites of ${source.filePath}`,
+  });
+  return { names, patterns: [...patterns.values()] };
+}
+
+async function readPostgres(source: Source): Promise<PostgresSettings> {
+  const host = source.take("postgres", "host");
+  if (host === undefined) {
+    throw new ConfigError(
+      "Cannot find a PostgreSQL server: expected --postgres-host, POSTGRES_HOST or host of [postgres]",
+    );
+  }
+  const port = source.take("postgres", "port") ?? DEFAULT_POSTGRES_PORT;
+  const user = source.take("postgres", "user") ?? "postgres";
+  const password = source.take("postgres", "password") ?? null;
+  const database = source.take("postgres", "database") ?? user;
+  const sslrootcert = source.take("postgres", "sslrootcert");
+  const sslmode = source.take("postgres", "sslmode") ??
+    (sslrootcert !== undefined ? "verify-ca" : LOOPBACK_REGEXP.test(host) ? "disable" : "verify-full");
+  const minConnection = source.take("postgres", "min_connection") ?? 1;
+  const maxConnection = source.take("postgres", "max_connection") ?? Math.max(2, minConnection);
+  if (minConnection > maxConnection) {
+    throw new ConfigError(
+      `Cannot use min_connection of [postgres] (${source.origin("postgres", "min_connection")}): expected at most ` +
+        `max_connection, which is ${maxConnection}, got ${minConnection}`,
+    );
+  }
+  const ca = sslrootcert === undefined ? null : await readCertificateFile(
+    sslrootcert,
+    `sslrootcert of [postgres] (${source.origin("postgres", "sslrootcert")})`,
+  );
+  if (ca !== null && sslmode === "disable") {
+    source.warnings.push("sslmode of [postgres] is disable: sslrootcert is not used");
+  }
+  const shown = {
+    user,
+    password: password === null ? undefined : HIDDEN,
+    host,
+    port,
+    database,
+    sslmode,
+    sslrootcert,
+    min_connection: minConnection,
+    max_connection: maxConnection,
+  };
+  for (const [key, value] of Object.entries(shown)) {
+    if (value !== undefined) source.show("postgres", key, { value: String(value) });
+  }
+  return { host, port, user, password, database, sslmode, ca: ca?.pem ?? null, minConnection, maxConnection };
 }

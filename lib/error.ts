@@ -17,7 +17,7 @@ export class ConfigError extends Error {
  */
 export function errorMessage(error: unknown): string {
   const messages: string[] = [];
-  for (let e = error; e !== undefined && e !== null && messages.length < 5;) {
+  for (let e = error, depth = 0; e !== undefined && e !== null && depth < 8; depth++) {
     const own = e instanceof AggregateError && e.message === ""
       ? e.errors.map(errorMessage).join("; ")
       : e instanceof Error

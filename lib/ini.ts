@@ -18,6 +18,8 @@ export interface IniSection {
   readonly line: number;
   /** Entries by key, those of `[DEFAULT]` not among them. */
   readonly entries: ReadonlyMap<string, IniEntry>;
+  /** Entries of `[DEFAULT]`, which hold where the section has none of that key. */
+  readonly inherited: ReadonlyMap<string, IniEntry>;
 }
 
 /** A parsed file. */
@@ -28,6 +30,8 @@ export interface Ini {
   readonly sections: readonly IniSection[];
   /** Entries of `[DEFAULT]`, which every section falls back to. */
   readonly defaults: ReadonlyMap<string, IniEntry>;
+  /** Keys that a `%(key)s` names: they may serve no other purpose. */
+  readonly referenced: ReadonlySet<string>;
 }
 
 /** Options of {@linkcode parseIni}. */
@@ -36,10 +40,12 @@ export interface ParseIniOptions {
   readonly path: string;
 }
 
-const HEADER_REGEXP = /^\[(?<name>.+)\]\s*(?:[#;].*)?$/;
-const ENTRY_REGEXP = /^(?<key>.*?)\s*(?:[=:]\s*(?<value>.*))?$/s;
+const HEADER_REGEXP = /^\[(?<name>[^\]]+)\]\s*(?:[#;].*)?$/;
+const KEY_REGEXP = /^[^\s[\]]+$/;
 const COMMENT_REGEXP = /^\s*(?:[#;].*)?$/;
 const REFERENCE_REGEXP = /%%|%\((?<key>[^)]+)\)s/g;
+/** As many as Python follows. */
+const MAX_REFERENCE_DEPTH = 10;
 
 /**
  * Reads the dialect of Python's `configparser` and keeps line numbers, so that the files of the Python program go on
@@ -47,9 +53,11 @@ const REFERENCE_REGEXP = /%%|%\((?<key>[^)]+)\)s/g;
  *
  * Keys are separated by `=` or `:` and are not case-sensitive; whole-line comments begin with `#` or `;`; indented lines
  * continue a value; `[DEFAULT]` holds what all sections fall back to; `%(key)s` stands for another value of the section
- * and `%%` for a percent sign (a single one is taken as it stands).
+ * and `%%` for a percent sign (a single one is taken as it stands). Keys have no space within. A line that can't be read
+ * is not shown, since it may hold a password.
  *
- * @throws {ConfigError} with path and line, for a line that is neither and for a section or key that stands twice.
+ * @throws {ConfigError} with path and line, for a line that is neither, for a section or key that stands twice and for a
+ * `%(key)s` that names none.
  * @see https://docs.python.org/3/library/configparser.html#supported-ini-file-structure
  *
  * @example
@@ -96,51 +104,63 @@ export function parseIni(text: string, { path }: ParseIniOptions): Ini {
       sections.set(header, { line, entries });
       continue;
     }
-    const match = ENTRY_REGEXP.exec(content)?.groups;
-    const key = (match?.["key"] ?? "").toLowerCase();
-    if (key === "" || match?.["value"] === undefined) {
-      throw new ConfigError(
-        `Cannot read the line (${where}): expected [section], key = value or a # comment, got ${quote(content)}`,
-      );
+    const delimiter = content.search(/[=:]/);
+    const key = content.slice(0, Math.max(0, delimiter)).trim().toLowerCase();
+    if (!KEY_REGEXP.test(key)) {
+      throw new ConfigError(`Cannot read the line (${where}): expected [section], key = value or a # comment`);
     }
     if (entries === undefined) {
-      throw new ConfigError(`Cannot read key ${quote(key)} (${where}): expected a [section] before the first key`);
+      throw new ConfigError(`Cannot read key '${key}' (${where}): expected a [section] before the first key`);
     }
     const twin = entries.get(key);
     if (twin !== undefined) {
-      throw new ConfigError(`Cannot read key ${quote(key)} (${where}): it is already there in line ${twin.line}`);
+      throw new ConfigError(`Cannot read key '${key}' (${where}): it is already there in line ${twin.line}`);
     }
-    open = { key, value: [match["value"]], line, indent };
+    open = { key, value: [content.slice(delimiter + 1)], line, indent };
   }
   close();
 
   const defaults = sections.get("DEFAULT")?.entries ?? new Map<string, IniEntry>();
   sections.delete("DEFAULT");
+  const referenced = new Set<string>();
   return {
     path,
-    defaults: interpolate(defaults, defaults),
-    sections: [...sections].map(([name, section]) => ({
-      name,
-      line: section.line,
-      entries: interpolate(section.entries, defaults),
-    })),
+    defaults,
+    referenced,
+    sections: [...sections].map(([name, section]) => {
+      const known = new Map([...defaults, ...section.entries]);
+      const resolve = (entries: ReadonlyMap<string, IniEntry>) =>
+        new Map([...entries].map(([key, entry]) => [key, resolveReferences(entry, { path, known, referenced })]));
+      return { name, line: section.line, entries: resolve(section.entries), inherited: resolve(defaults) };
+    }),
   };
 }
 
-/** Replaces `%(key)s` by the value of that key, one level deep, and `%%` by `%`; what names no key stays as it is. */
-function interpolate(
-  entries: ReadonlyMap<string, IniEntry>,
-  defaults: ReadonlyMap<string, IniEntry>,
-): Map<string, IniEntry> {
-  const resolve = (value: string) =>
-    value.replaceAll(REFERENCE_REGEXP, (match, key: string | undefined) => {
-      if (key === undefined) return "%";
-      const name = key.toLowerCase();
-      return (entries.get(name) ?? defaults.get(name))?.value ?? match;
-    });
-  return new Map([...entries].map(([key, entry]) => [key, { ...entry, value: resolve(entry.value) }]));
+interface ReferenceOptions {
+  readonly path: string;
+  /** What may be named. */
+  readonly known: ReadonlyMap<string, IniEntry>;
+  /** Takes the names. */
+  readonly referenced: Set<string>;
 }
 
-function quote(text: string): string {
-  return `'${text.length > 80 ? text.slice(0, 79) + "…" : text}'`;
+/** Replaces `%(key)s` by the value of that key, also within that value, and `%%` by `%`. */
+function resolveReferences(entry: IniEntry, { path, known, referenced }: ReferenceOptions): IniEntry {
+  function resolve(value: string, depth: number): string {
+    return value.replaceAll(REFERENCE_REGEXP, (match, reference: string | undefined) => {
+      if (reference === undefined) return "%";
+      const key = reference.toLowerCase();
+      const target = known.get(key);
+      const where = `${match} in ${entry.key} (${path}:${entry.line})`;
+      if (target === undefined) {
+        throw new ConfigError(
+          `Cannot resolve ${where}: expected a key of the section or of [DEFAULT]; %% stands for a percent sign`,
+        );
+      }
+      if (depth === MAX_REFERENCE_DEPTH) throw new ConfigError(`Cannot resolve ${where}: it leads back to itself`);
+      referenced.add(key);
+      return resolve(target.value, depth + 1);
+    });
+  }
+  return { ...entry, value: resolve(entry.value, 0) };
 }

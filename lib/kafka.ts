@@ -479,7 +479,7 @@ function createKafka({ bootstrapServers, tls }: KafkaSettings, log: Log): Kafka 
 let silenced = false;
 
 /** kafkajs 2.2.4 sets a timer with a negative time, of which the runtime warns on standard error; only that is kept back. */
-function silenceTimeoutWarning(): void {
+export function silenceTimeoutWarning(): void {
   if (silenced) return;
   silenced = true;
   const emitWarning = process.emitWarning.bind(process) as (...args: unknown[]) => void;

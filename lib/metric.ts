@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { isIPv4, isIPv6 } from "node:net";
 
 /** How often the declaration of the metric has changed in a way that readers must know of; a header of each message. */
 export const METRIC_VERSION = 1;
@@ -171,7 +172,8 @@ export const COLUMN_NAMES = Object.keys(COLUMNS) as readonly ColumnName[];
 /** Name of a property. */
 export type ColumnName = keyof typeof COLUMNS;
 
-type ValueOf<C extends Column> =
+/** Type of a column's values, with null where it may be. */
+export type ValueOf<C extends Column> =
   | (C extends { values: readonly (infer V)[] } ? V : ColumnTypes[C["type"]])
   | (C extends { required: true } ? never : null);
 
@@ -282,25 +284,43 @@ const JSON_TYPES: Record<Exclude<Column["type"], "jsonb">, { type: string; forma
 const UUID_REGEXP = /^[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}$/i;
 const TIMESTAMP_REGEXP = /^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)$/;
 const PYTHON_TIMESTAMP_REGEXP = /^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,6})?$/;
-const INET_REGEXP = /^[\da-f.:]+$/i;
+/** Date with a day that some months do not have. */
+const LATE_DAY_REGEXP = /^\d{4}-\d\d-(29|3\d)/;
+/** What PostgreSQL's jsonb does not take: NUL and half a surrogate pair, as `JSON.stringify` writes them. */
+const NOT_JSONB_REGEXP = /(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/;
 
 const EXPECTED: Record<Column["type"], { what: string; holds: (value: unknown) => boolean }> = {
   uuid: { what: "a UUID", holds: (value) => typeof value === "string" && UUID_REGEXP.test(value) },
   timestamptz: {
     what: "a time in ISO 8601 with a zone",
-    holds: (value) => typeof value === "string" && TIMESTAMP_REGEXP.test(value) && !Number.isNaN(Date.parse(value)),
+    holds: (value) => typeof value === "string" && TIMESTAMP_REGEXP.test(value) && isTime(value),
   },
   text: { what: "a text without NUL", holds: (value) => typeof value === "string" && !value.includes("\0") },
-  inet: { what: "an IP address", holds: (value) => typeof value === "string" && INET_REGEXP.test(value) },
+  inet: { what: "an IP address", holds: (value) => typeof value === "string" && isAddress(value) },
   integer: {
     what: "a whole number of 32 bits",
-    holds: (value) => Number.isInteger(value) && Math.abs(value as number) <= INT4_MAX,
+    holds: (value) => Number.isInteger(value) && value as number >= -INT4_MAX - 1 && value as number <= INT4_MAX,
   },
   bigint: { what: "a whole number", holds: Number.isSafeInteger },
   "double precision": { what: "a number", holds: Number.isFinite },
   boolean: { what: "true or false", holds: (value) => typeof value === "boolean" },
-  jsonb: { what: "JSON", holds: () => true },
+  jsonb: {
+    what: "JSON without NUL and lone surrogates",
+    holds: (value) => !NOT_JSONB_REGEXP.test(JSON.stringify(value)),
+  },
 };
+
+/** Whether there is such a time: `Date.parse` takes the 30th of February for the 1st of March, PostgreSQL does not. */
+function isTime(timestamp: string): boolean {
+  if (Number.isNaN(Date.parse(timestamp)) || timestamp.startsWith("0000")) return false;
+  const [date, day] = LATE_DAY_REGEXP.exec(timestamp) ?? [];
+  return date === undefined || new Date(date).getUTCDate() === Number(day);
+}
+
+/** Whether PostgreSQL's inet takes it; it knows no zones, as in `fe80::1%eth0`. */
+function isAddress(text: string): boolean {
+  return isIPv4(text) || isIPv6(text) && !text.includes("%");
+}
 
 function isRequired(column: Column): boolean {
   return column.required === true;
@@ -318,16 +338,25 @@ const CHECKS = Object.entries<Column>(COLUMNS).map(([name, column]) => {
 });
 
 function validate(properties: Record<string, unknown>): Metric {
-  const metric: Record<string, unknown> = {};
-  for (const { name, required, what, holds } of CHECKS) {
-    const value = properties[name] ?? null;
+  const metric = declaredProperties(properties);
+  const values = Object.values(metric);
+  for (let i = 0; i < CHECKS.length; i++) {
+    const { name, required, what, holds } = CHECKS[i]!;
+    const value = values[i];
     if (value === null ? required : !holds(value)) {
       const got = value === null ? "nothing" : JSON.stringify(value).slice(0, 80);
       throw new MetricError(`expected ${what} as ${name}, got ${got}`);
     }
-    metric[name] = value;
   }
   return metric as Metric;
+}
+
+/** The properties that are declared and no others, in the order of the columns, null for those that are missing. */
+function declaredProperties(properties: Record<string, unknown>): Record<string, unknown> {
+  const names = Object.keys(properties);
+  // Nearly all messages have just these: a copy of them, made one by one, would cost more than to parse them did.
+  if (names.length === COLUMN_NAMES.length && names.every((name, i) => name === COLUMN_NAMES[i])) return properties;
+  return Object.fromEntries(COLUMN_NAMES.map((name) => [name, properties[name] ?? null]));
 }
 
 /**
@@ -351,7 +380,7 @@ function fromPython(old: Record<string, unknown>, message: KafkaMessage): Record
     status_code: status,
     response_time: status === null ? null : old["response_time"],
     regex,
-    has_regex: regex === null || regex === undefined ? null : old["has_regex"],
+    has_regex: regex === null || regex === undefined || status === null ? null : old["has_regex"],
   };
 }
 

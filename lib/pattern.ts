@@ -1,11 +1,21 @@
-const GLOBAL_FLAGS_REGEXP = /^\(\?(?<flags>[a-zA-Z]+)\)/;
+const GLOBAL_FLAGS_REGEXP = /^(?:\(\?[a-zA-Z]+\))+/;
 const START_OF_TEXT = "(?<![\\s\\S])";
 const END_OF_TEXT = "(?![\\s\\S])";
+/** Letters that mean something behind a backslash; JavaScript takes any other for itself, Python refuses it. */
+const ESCAPED_LETTERS = "bBcdDfnrsStuvwWx";
+/** What matches other text in JavaScript than in Python, and how it is written for both. */
+const AMBIGUITIES: readonly { regexp: RegExp; advice: string }[] = [
+  { regexp: /^\[\^?\]/, advice: "\\] for a bracket in a class, or [\\s\\S] for any character" },
+  { regexp: /^\{,\d+\}/, advice: "{0,n} for up to n times, or \\{ for a brace" },
+];
 
 /**
  * Compiles a pattern: JavaScript's syntax, and what Python's `re` writes differently as Python means it, so that the
  * patterns of the Python program keep their meaning: `(?i)`, `(?m)`, `(?s)` and `(?u)` in front, `(?P<name>…)`,
  * `(?P=name)`, `\A` and `\Z`.
+ *
+ * What JavaScript takes without a word and not as it was meant is refused: `[]…]` and `{,5}`, which Python reads
+ * differently, unknown escapes such as `\h`, and a reference to a group that is not there. `\p{…}` brings the flag `u`.
  *
  * @throws {SyntaxError} when it is no pattern, with what is wrong with it.
  * @see https://docs.python.org/3/library/re.html#regular-expression-syntax
@@ -19,17 +29,19 @@ const END_OF_TEXT = "(?![\\s\\S])";
  * ```
  */
 export function compilePattern(text: string): RegExp {
-  let flags = "";
-  const leading = GLOBAL_FLAGS_REGEXP.exec(text);
-  for (const flag of leading?.groups?.["flags"] ?? "") {
+  const leading = GLOBAL_FLAGS_REGEXP.exec(text)?.[0] ?? "";
+  const flags = new Set(leading.replaceAll(/[()?]/g, ""));
+  for (const flag of flags) {
     if (!"imsu".includes(flag)) {
-      throw new SyntaxError(`expected flags among i, m, s and u in (?…), got '${flag}'`);
+      throw new SyntaxError(`expected flags among i, m, s and u in ${leading}, not '${flag}'`);
     }
-    if (flag !== "u" && !flags.includes(flag)) flags += flag;
   }
-  const source = translate(text.slice(leading?.[0].length ?? 0));
+  // Python's u is what it does anyway; JavaScript's is stricter and slower.
+  flags.delete("u");
+  const { source, unicode } = translate(text.slice(leading.length));
+  if (unicode) flags.add("u");
   try {
-    return new RegExp(source, flags);
+    return new RegExp(source, [...flags].join(""));
   } catch (error) {
     const reason = error instanceof Error ? error.message.replace(/^Invalid regular expression: .*: /s, "") : "";
     throw new SyntaxError(`expected a regular expression (${reason})`, { cause: error });
@@ -37,28 +49,59 @@ export function compilePattern(text: string): RegExp {
 }
 
 /** Rewrites what Python spells differently, outside of character classes and escapes. */
-function translate(pattern: string): string {
-  let result = "";
+function translate(pattern: string): { source: string; unicode: boolean } {
+  const groups = new Set<string>();
+  const references = new Set<string>();
+  let source = "";
+  let unicode = false;
   let inClass = false;
+
+  function take(text: string, replacement = text): number {
+    source += replacement;
+    return text.length;
+  }
+
   for (let i = 0; i < pattern.length;) {
-    const rest = pattern.slice(i, i + 4);
-    if (rest.startsWith("\\")) {
-      const escape = pattern.slice(i, i + 2);
-      result += inClass ? escape : escape === "\\A" ? START_OF_TEXT : escape === "\\Z" ? END_OF_TEXT : escape;
-      i += 2;
-    } else if (!inClass && rest === "(?P<") {
-      result += "(?<";
-      i += 4;
-    } else if (!inClass && rest === "(?P=") {
-      const end = pattern.indexOf(")", i);
-      result += `\\k<${pattern.slice(i + 4, end < 0 ? undefined : end)}>`;
-      i = end < 0 ? pattern.length : end + 1;
+    const rest = pattern.slice(i);
+    const [escape] = /^\\./s.exec(rest) ?? [];
+    const [reference, referenced = ""] = /^(?:\(\?P=([^)]*)\)|\\k<[^>]*>)/.exec(rest) ?? [];
+    const [opening, group = ""] = /^\(\?P?<([^=!>][^>]*)>/.exec(rest) ?? [];
+    if (!inClass) refuseAmbiguity(rest);
+    if (!inClass && reference !== undefined) {
+      const name = referenced || reference.slice("\\k<".length, -1);
+      references.add(name);
+      i += take(reference, `\\k<${name}>`);
+    } else if (escape !== undefined) {
+      if (!inClass && escape === "\\A") i += take(escape, START_OF_TEXT);
+      else if (!inClass && escape === "\\Z") i += take(escape, END_OF_TEXT);
+      else {
+        const property = /^\\[pP]\{/.test(rest);
+        if (!property && /[a-zA-Z]/.test(escape) && !ESCAPED_LETTERS.includes(escape.slice(1))) {
+          throw new SyntaxError(`expected an escape that JavaScript knows, not '${escape}'`);
+        }
+        unicode ||= property;
+        i += take(escape);
+      }
+    } else if (!inClass && opening !== undefined) {
+      groups.add(group);
+      i += take(opening, `(?<${group}>`);
     } else {
       if (rest.startsWith("[")) inClass = true;
       else if (rest.startsWith("]")) inClass = false;
-      result += pattern[i];
-      i += 1;
+      i += take(rest.slice(0, 1));
     }
   }
-  return result;
+  for (const name of references) {
+    if (!groups.has(name)) throw new SyntaxError(`expected a reference to a group of the pattern, not '${name}'`);
+  }
+  return { source, unicode };
+}
+
+function refuseAmbiguity(rest: string): void {
+  for (const { regexp, advice } of AMBIGUITIES) {
+    const [match] = regexp.exec(rest) ?? [];
+    if (match !== undefined) {
+      throw new SyntaxError(`expected ${advice} instead of ${match}, which JavaScript and Python read differently`);
+    }
+  }
 }

@@ -1,6 +1,6 @@
 import { type CommandLine, parseCommandLine } from "./command.ts";
 import type { CommonConfig } from "./config.ts";
-import { ConfigError, errorMessage } from "./error.ts";
+import { ConfigError } from "./error.ts";
 import { GroupBusyError } from "./kafka.ts";
 import { type Log, openLog, print, printError } from "./log.ts";
 import type { ProgramName } from "./setting.ts";
@@ -63,7 +63,7 @@ export async function runProgram<Config extends CommonConfig>(
     if (error instanceof Deno.errors.BrokenPipe) return 0;
     const known = error instanceof ConfigError || error instanceof GroupBusyError ||
       error instanceof Deno.errors.NotCapable;
-    printError(`${program}: ${known ? errorMessage(error) : `Unexpected failure: ${describe(error)}`}`);
+    printError(`${program}: ${known ? error.message : `Unexpected failure: ${describe(error)}`}`);
     return error instanceof ConfigError || error instanceof Deno.errors.NotCapable ? 2 : 1;
   } finally {
     // All of ours is closed by now; what a library still waits for is not waited for.

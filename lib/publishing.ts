@@ -1,3 +1,4 @@
+import { setTimeout as delay } from "node:timers/promises";
 import type { KafkaSettings } from "./config.ts";
 import { ConfigError } from "./error.ts";
 import { Publisher } from "./kafka.ts";
@@ -17,6 +18,8 @@ export interface PublishingOptions {
 /** Metrics that are checked within this time go in one request. */
 const LINGER_MS = 10;
 const MESSAGES_PER_REQUEST = 2_000;
+/** Connections to brokers that are away are not closed in order. */
+const CLOSE_TIMEOUT_MS = 1_000;
 /** A topic that Kafka refuses is tried again after this; others go on. */
 const REFUSED_WAIT_MS = 10_000;
 
@@ -40,11 +43,14 @@ export class Publishing {
     this.#log = log;
     this.#where = `Kafka at ${settings.bootstrapServers.join(",")}`;
     this.#publisher = new Publisher(settings, { log });
+    this.#done = this.#run().catch((error) => {
+      if (!this.#stop.signal.aborted) throw error;
+    });
     const failed = Promise.withResolvers<never>();
     this.failed = failed.promise;
-    // Whoever waits is told; where nobody does, it is no unhandled rejection.
+    // Where nobody waits for it, it is no unhandled rejection.
     this.failed.catch(() => {});
-    this.#done = this.#run().catch(failed.reject);
+    this.#done.catch(failed.reject);
   }
 
   /**
@@ -52,18 +58,19 @@ export class Publishing {
    *
    * @param timeoutMs Longest wait.
    * @returns Messages that are left.
+   * @throws {ConfigError} when brokers refuse us for good.
    */
   async drain(timeoutMs: number): Promise<number> {
     const timer = setTimeout(() => this.#stop.abort(), timeoutMs);
     this.#drained.abort();
-    await Promise.race([this.#done, whenAborted(this.#stop.signal)]);
-    clearTimeout(timer);
-    this.#stop.abort();
-    await Promise.race([
-      this.#publisher[Symbol.asyncDispose](),
-      sleepUntilAborted(1_000, new AbortController().signal),
-    ]);
-    return this.#spool.size;
+    try {
+      await Promise.race([this.#done, whenAborted(this.#stop.signal)]);
+      return this.#spool.size;
+    } finally {
+      clearTimeout(timer);
+      this.#stop.abort();
+      await Promise.race([this.#publisher[Symbol.asyncDispose](), delay(CLOSE_TIMEOUT_MS)]);
+    }
   }
 
   async #run(): Promise<void> {

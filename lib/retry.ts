@@ -1,6 +1,6 @@
-import pRetry from "p-retry";
 import { errorMessage } from "./error.ts";
 import type { Log } from "./log.ts";
+import { sleepUntilAborted } from "./schedule.ts";
 
 /** Options of {@linkcode retryForever}. */
 export interface RetryForeverOptions {
@@ -14,6 +14,8 @@ export interface RetryForeverOptions {
   readonly isFinal?: (error: unknown) => boolean;
   /** Clock, in ms. */
   readonly now?: () => number;
+  /** Waits; resolves early when the signal is aborted. */
+  readonly sleep?: (ms: number, signal: AbortSignal) => Promise<void>;
 }
 
 const FIRST_WAIT_MS = 100;
@@ -22,42 +24,42 @@ const LONGEST_WAIT_MS = 5_000;
 const REPORT_EVERY_MS = 15_000;
 
 /**
- * Does something for as long as it takes, with growing waits of 0.1 to 5 s between, and says so now and then.
+ * Does something for as long as it takes, with growing waits of 0.1 to 5 s between, and says so now and then. Waits are
+ * up to a half shorter by chance, so that many that wait for the same thing do not all come at once.
  *
- * @throws The error that `isFinal` is true of, or the signal's reason.
+ * @throws The error that `isFinal` is true of, a missing permission of the runtime, which won't come by itself, or the
+ * signal's reason.
  */
 export async function retryForever<T>(
   work: () => Promise<T>,
-  { what, log, signal, isFinal = () => false, now = Date.now }: RetryForeverOptions,
+  {
+    what,
+    log,
+    signal = new AbortController().signal,
+    isFinal = () => false,
+    now = Date.now,
+    sleep = sleepUntilAborted,
+  }: RetryForeverOptions,
 ): Promise<T> {
   let since: number | undefined;
   let reportedAt = -Infinity;
-  // A missing permission of the runtime won't come by itself.
-  const final = (error: unknown) => error instanceof Deno.errors.NotCapable || isFinal(error);
-  const result = await pRetry(async () => {
+  for (let waitMs = FIRST_WAIT_MS;; waitMs = Math.min(2 * waitMs, LONGEST_WAIT_MS)) {
+    signal.throwIfAborted();
     try {
-      return await work();
+      const result = await work();
+      if (since !== undefined) {
+        log.info("{what} is back after {seconds} s", { what, seconds: Math.round((now() - since) / 1000) });
+      }
+      return result;
     } catch (error) {
-      // Only errors of the network are tried again by p-retry where they are a TypeError.
-      throw error instanceof TypeError ? new Error(error.message, { cause: error }) : error;
-    }
-  }, {
-    retries: Infinity,
-    minTimeout: FIRST_WAIT_MS,
-    maxTimeout: LONGEST_WAIT_MS,
-    randomize: true,
-    ...(signal && { signal }),
-    shouldRetry: ({ error }) => !final(error),
-    onFailedAttempt: ({ error }) => {
-      if (final(error)) return;
+      if (error instanceof Deno.errors.NotCapable || isFinal(error)) throw error;
+      signal.throwIfAborted();
       since ??= now();
-      if (now() - reportedAt < REPORT_EVERY_MS) return;
-      reportedAt = now();
-      log.warn("Cannot use {what}, trying again: {reason}", { what, reason: errorMessage(error) });
-    },
-  });
-  if (since !== undefined) {
-    log.info("{what} is back after {seconds} s", { what, seconds: Math.round((now() - since) / 1000) });
+      if (now() - reportedAt >= REPORT_EVERY_MS) {
+        reportedAt = now();
+        log.warn("Cannot use {what}, trying again: {reason}", { what, reason: errorMessage(error) });
+      }
+    }
+    await sleep(waitMs * (1 - Math.random() / 2), signal);
   }
-  return result;
 }

@@ -24,6 +24,8 @@ export interface RunScheduleOptions {
   readonly onSkipped?: (name: string, runs: number) => void;
   /** Clock that never jumps, in ms. */
   readonly now?: () => number;
+  /** Clock of the wall, in ms since 1970. */
+  readonly wallNow?: () => number;
   /** Waits; resolves early when the signal is aborted. */
   readonly sleep?: (ms: number, signal: AbortSignal) => Promise<void>;
 }
@@ -32,27 +34,41 @@ export interface RunScheduleOptions {
  * Runs each item every interval, at `start + offset + n × interval`: a run that takes long does not move the next ones.
  * Never two runs of one item at a time: those that fall due meanwhile are left out, also after the machine slept.
  *
- * The clock is the monotonic one: when that of the wall is set, nothing bunches.
+ * The clock is the monotonic one: when that of the wall is set, nothing bunches. A run that rejects ends the schedule.
  */
 export async function runSchedule<T extends Scheduled>(
   items: readonly T[],
   run: (due: Due<T>) => Promise<void>,
-  { signal, onSkipped, now = () => performance.now(), sleep = sleepUntilAborted }: RunScheduleOptions,
+  {
+    signal,
+    onSkipped,
+    now = () => performance.now(),
+    wallNow = Date.now,
+    sleep = sleepUntilAborted,
+  }: RunScheduleOptions,
 ): Promise<void> {
   const start = now();
-  const startedAt = Date.now();
-  await Promise.all(items.map(async (item) => {
+  const failed = new AbortController();
+  const ended = AbortSignal.any([signal, failed.signal]);
+  const loops = items.map(async (item) => {
     const first = start + firstOffset(item);
     for (let n = 0;;) {
       const dueAt = first + n * item.intervalMs;
-      await sleep(dueAt - now(), signal);
-      if (signal.aborted) return;
-      await run({ item, scheduledAt: new Date(startedAt + dueAt - start) });
+      await sleep(dueAt - now(), ended);
+      if (ended.aborted) return;
+      // From the wall clock as it is now, which may have been set since the start.
+      await run({ item, scheduledAt: new Date(wallNow() - (now() - dueAt)) });
       const next = Math.max(n + 1, Math.ceil((now() - first) / item.intervalMs));
       if (next > n + 1) onSkipped?.(item.name, next - n - 1);
       n = next;
     }
-  }));
+  });
+  try {
+    await Promise.all(loops);
+  } finally {
+    failed.abort();
+    await Promise.allSettled(loops);
+  }
 }
 
 /**
@@ -88,8 +104,8 @@ export function sleepUntilAborted(ms: number, signal: AbortSignal): Promise<void
 /** Signal that is aborted some time after another: what was begun may end by then. */
 export function afterAbort(signal: AbortSignal, ms: number): AbortSignal {
   const controller = new AbortController();
-  signal.addEventListener("abort", () => {
-    Deno.unrefTimer(setTimeout(() => controller.abort(), ms));
-  }, { once: true });
+  const begin = () => Deno.unrefTimer(setTimeout(() => controller.abort(), ms));
+  if (signal.aborted) begin();
+  else signal.addEventListener("abort", begin, { once: true });
   return controller.signal;
 }

@@ -1,5 +1,5 @@
 import { LOG_LEVELS } from "./log.ts";
-import { choice, duration, httpUrl, integer, type ParseValue, pattern, servers, text } from "./value.ts";
+import { choice, duration, host, httpUrl, integer, type ParseValue, pattern, servers, text } from "./value.ts";
 
 /** The two programs. */
 export type ProgramName = "producer" | "consumer";
@@ -20,8 +20,8 @@ export interface Setting<T> {
   readonly programs: readonly ProgramName[];
   /** Other names that it has in the file, and (with `-` for `_`) as flags and in the environment. */
   readonly aliases?: readonly string[];
-  /** Whether its value must never be shown. */
-  readonly secret?: boolean;
+  /** What of its value must never be shown: all of it, or the user and password that an address may hold. */
+  readonly secret?: "value" | "credentials";
 }
 
 const BOTH: readonly ProgramName[] = ["producer", "consumer"];
@@ -44,6 +44,7 @@ export const SETTINGS = {
       meaning: "address to check; beside this flag or variable, the sites of the file are not checked",
       fallback: "none",
       programs: ["producer"],
+      secret: "credentials",
     }),
     regex: setting({
       parse: pattern(),
@@ -79,6 +80,7 @@ export const SETTINGS = {
       meaning: "brokers to begin with",
       fallback: "none",
       programs: BOTH,
+      secret: "credentials",
     }),
     security_protocol: setting({
       parse: choice(SECURITY_PROTOCOLS),
@@ -137,15 +139,16 @@ export const SETTINGS = {
       meaning: "its password (better by environment or file: other users of a machine see flags)",
       fallback: "none",
       programs: ["consumer"],
-      secret: true,
+      secret: "value",
     }),
     host: setting({
-      parse: text(),
+      parse: host(),
       flag: "postgres-host",
       placeholder: "host",
       meaning: "server",
       fallback: "none",
       programs: ["consumer"],
+      secret: "credentials",
     }),
     port: setting({
       parse: integer(1, 65_535),

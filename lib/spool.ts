@@ -1,3 +1,4 @@
+import { Buffer } from "node:buffer";
 import { DatabaseSync, type StatementSync } from "node:sqlite";
 
 /** A message on its way to Kafka. */
@@ -75,7 +76,7 @@ export class Spool implements Disposable {
 
   /** Adds a message; where there is no room, the oldest go. */
   add({ topic, key, value, timestamp }: OutgoingMessage): void {
-    const bytes = topic.length + key.length + value.length;
+    const bytes = Buffer.byteLength(topic) + Buffer.byteLength(key) + Buffer.byteLength(value);
     this.#insert.run(topic, key, value, timestamp, bytes);
     this.#size++;
     this.#bytes += bytes;
@@ -83,6 +84,7 @@ export class Spool implements Disposable {
     for (; this.#bytes > this.#maxBytes && this.#size > 1; dropped++) this.#removed(this.#deleteOldest.get());
     if (dropped > 0) this.#onDropped?.(dropped);
     this.#added.resolve();
+    this.#added = Promise.withResolvers();
   }
 
   /** The oldest messages, in their order. */
@@ -103,12 +105,11 @@ export class Spool implements Disposable {
   /** Resolves when a message is added after this call, or the signal is aborted. */
   async waitForMessage(signal: AbortSignal): Promise<void> {
     if (signal.aborted) return;
-    this.#added = Promise.withResolvers();
-    const { promise, resolve } = this.#added;
-    const end = () => resolve();
-    signal.addEventListener("abort", end);
-    await promise;
-    signal.removeEventListener("abort", end);
+    const { promise: aborted, resolve: end } = Promise.withResolvers<void>();
+    const listener = () => end();
+    signal.addEventListener("abort", listener);
+    await Promise.race([this.#added.promise, aborted]);
+    signal.removeEventListener("abort", listener);
   }
 
   /** Closes the spool; what is in it is gone. */

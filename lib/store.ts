@@ -247,7 +247,7 @@ class ForeignTableError extends Error {
   constructor(table: string) {
     super(
       `Cannot use ${qualifiedName(table)}: it is not the partitioned table of site_checker; to make room for that: ` +
-        `ALTER TABLE ${qualifiedName(table)} RENAME TO "${table}_old";`,
+        `ALTER TABLE ${qualifiedName(table)} RENAME TO "${table}~old";`,
     );
   }
 }

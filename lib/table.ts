@@ -54,6 +54,8 @@ const ROW_COLUMNS: readonly { name: string; type: string }[] = [
   ...Object.entries<Column>(COLUMNS).map(([name, { type }]) => ({ name, type })),
 ];
 
+const JSON_COLUMNS: ReadonlySet<string> = new Set(COLUMN_NAMES.filter((name) => COLUMNS[name].type === "jsonb"));
+
 /**
  * Identifier for use in SQL.
  *
@@ -94,8 +96,8 @@ export function qualifiedName(table: string): string {
   return `${SCHEMA}.${quoteIdentifier(table)}`;
 }
 
-/** Name of a constraint or index of a table; `~` keeps it apart from tables, with which it shares a namespace. */
-function constraintName(table: string, suffix: string): string {
+/** Name of what belongs to a table, such as an index; `~` keeps it apart from topics' tables, whose namespace it shares. */
+function derivedName(table: string, suffix: string): string {
   const name = `${table}~${suffix}`;
   return byteLength(name) <= MAX_NAME_BYTES ? name : shorten(table, `~${suffix}`);
 }
@@ -137,7 +139,7 @@ export function createParentSql(): string {
   return `CREATE TABLE IF NOT EXISTS ${qualifiedName(PARENT)} (
   "topic" text NOT NULL,
 ${columns.join(",\n")},
-  CONSTRAINT ${quoteIdentifier(constraintName(PARENT, "pkey"))} PRIMARY KEY ("occurred_at", "id", "topic")
+  CONSTRAINT ${quoteIdentifier(derivedName(PARENT, "pkey"))} PRIMARY KEY ("occurred_at", "id", "topic")
 ) PARTITION BY LIST ("topic")`;
 }
 
@@ -154,7 +156,7 @@ export function createDeadLettersSql(): string {
   "reason" text NOT NULL,
   "received_at" timestamptz NOT NULL DEFAULT now(),
   "replayed_at" timestamptz,
-  CONSTRAINT ${quoteIdentifier(constraintName(DEAD_LETTERS, "pkey"))}
+  CONSTRAINT ${quoteIdentifier(derivedName(DEAD_LETTERS, "pkey"))}
     PRIMARY KEY ("topic", "partition", "offset", "record_timestamp")
 )`;
 }
@@ -168,7 +170,7 @@ export function createPartitionSql(topic: string): string {
   const table = tableName(topic);
   return `CREATE TABLE ${qualifiedName(table)} (
   LIKE ${qualifiedName(PARENT)} INCLUDING DEFAULTS INCLUDING CONSTRAINTS,
-  CONSTRAINT ${quoteIdentifier(constraintName(table, "pkey"))} PRIMARY KEY ("occurred_at", "id", "topic")
+  CONSTRAINT ${quoteIdentifier(derivedName(table, "pkey"))} PRIMARY KEY ("occurred_at", "id", "topic")
 );
 ALTER TABLE ${qualifiedName(PARENT)} ATTACH PARTITION ${qualifiedName(table)} FOR VALUES IN (${quoteLiteral(topic)})`;
 }
@@ -208,20 +210,14 @@ ON CONFLICT DO NOTHING`;
  */
 export function copyLine({ message, metric }: Row): string {
   let line = escapeCopy(message.topic);
-  for (const name of COLUMN_NAMES) line += "\t" + copyField(metric[name], COLUMNS[name].type);
-  return line + "\n";
-}
-
-function copyField(value: Metric[keyof Metric], type: Column["type"]): string {
-  if (value === null) return "\\N";
-  switch (typeof value) {
-    case "string":
-      return escapeCopy(type === "jsonb" ? JSON.stringify(value) : value);
-    case "object":
-      return escapeCopy(JSON.stringify(value));
-    default:
-      return String(value);
+  for (const name of COLUMN_NAMES) {
+    const value = metric[name];
+    if (value === null) line += "\t\\N";
+    else if (typeof value === "object" || JSON_COLUMNS.has(name)) line += "\t" + escapeCopy(JSON.stringify(value));
+    else if (typeof value === "string") line += "\t" + escapeCopy(value);
+    else line += "\t" + value;
   }
+  return line + "\n";
 }
 
 const COPY_ESCAPES: Readonly<Record<string, string>> = { "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t" };
@@ -237,7 +233,7 @@ export function rowArrays(rows: readonly Row[]): unknown[][] {
     ...COLUMN_NAMES.map((name) =>
       rows.map(({ metric }) => {
         const value = metric[name];
-        return value !== null && (COLUMNS[name] as Column).type === "jsonb" ? JSON.stringify(value) : value;
+        return value !== null && JSON_COLUMNS.has(name) ? JSON.stringify(value) : value;
       })
     ),
   ];
@@ -246,6 +242,9 @@ export function rowArrays(rows: readonly Row[]): unknown[][] {
 /** Parameters of {@linkcode INSERT_DEAD_LETTERS_SQL}. */
 export function deadLetterArrays(letters: readonly DeadLetter[]): unknown[][] {
   const bytes = (value: Uint8Array | null) => value === null ? null : `\\x${value.toHex()}`;
+  const text = (value: string) => value.replaceAll("\0", "\ufffd");
+  const headers = ({ headers }: KafkaMessage) =>
+    JSON.stringify(Object.fromEntries(Object.entries(headers).map((header) => header.map(text))));
   return [
     letters.map(({ message }) => message.topic),
     letters.map(({ message }) => message.partition),
@@ -253,8 +252,8 @@ export function deadLetterArrays(letters: readonly DeadLetter[]): unknown[][] {
     letters.map(({ message }) => isoTime(message.timestamp)),
     letters.map(({ message }) => bytes(message.key)),
     letters.map(({ message }) => bytes(message.value)),
-    letters.map(({ message }) => JSON.stringify(message.headers).replaceAll("\\u0000", "\\ufffd")),
-    letters.map(({ reason }) => reason.replaceAll("\0", "\ufffd")),
+    letters.map(({ message }) => headers(message)),
+    letters.map(({ reason }) => text(reason)),
   ];
 }
 
@@ -265,19 +264,32 @@ export function changeOwnerSql(table: string, role: string): string {
 
 /** Makes room for a topic's table where a foreign one has its name. */
 export function renameSql(topic: string): string {
-  return `ALTER TABLE ${qualifiedName(tableName(topic))} RENAME TO ${quoteIdentifier(`${topic}_old`)}`;
+  return `ALTER TABLE ${qualifiedName(tableName(topic))} RENAME TO ${quoteIdentifier(renamedTable(topic))}`;
 }
 
-/** Copies the rows of a renamed table of the Python program into the topic's new one; running it twice changes nothing. */
+/** Name that is never a topic's, as `topic_old` might be, and that is not too long. */
+function renamedTable(topic: string): string {
+  return derivedName(tableName(topic), "old");
+}
+
+/**
+ * Copies the rows of a renamed table of the Python program into the topic's new one, but for those whose messages were
+ * read from Kafka again. Running it twice changes nothing.
+ */
 export function adoptSql(topic: string): string {
   const passed = "status_code BETWEEN 200 AND 399";
+  const failed = "status_code NOT BETWEEN 200 AND 399 AND status_code <> 0";
   return `INSERT INTO ${
     qualifiedName(PARENT)
   } (topic, id, occurred_at, name, url, verdict, error, failed_phase, attempt, ` +
     `final, status_code, response_time, regex, has_regex) SELECT ${quoteLiteral(topic)}, ` +
     `md5(${quoteLiteral(topic + "/")} || id)::uuid, ocurred_at AT TIME ZONE 'UTC', ${quoteLiteral(topic)}, url, ` +
-    `CASE WHEN ${passed} THEN 'up' ELSE 'down' END, CASE WHEN NOT (${passed}) THEN 'status' END, ` +
-    `CASE WHEN NOT (${passed}) THEN 'expectation' END, 1, true, nullif(status_code, 0), response_time, ` +
-    `nullif(regex, ''), CASE WHEN regex <> '' THEN has_regex END FROM ${qualifiedName(`${topic}_old`)} ` +
-    `ON CONFLICT DO NOTHING`;
+    `CASE WHEN ${passed} THEN 'up' ELSE 'down' END, CASE WHEN ${failed} THEN 'status' END, ` +
+    `CASE WHEN ${failed} THEN 'expectation' END, 1, true, nullif(status_code, 0), ` +
+    `CASE WHEN status_code <> 0 THEN response_time END, ` +
+    `nullif(regex, ''), CASE WHEN regex <> '' AND status_code <> 0 THEN has_regex END FROM ${
+      qualifiedName(renamedTable(topic))
+    } ` +
+    `WHERE NOT EXISTS ( SELECT FROM ${qualifiedName(tableName(topic))} AS new ` +
+    `WHERE new.occurred_at = ocurred_at AT TIME ZONE 'UTC' ) ON CONFLICT DO NOTHING`;
 }

@@ -1,5 +1,3 @@
-import { compilePattern } from "./pattern.ts";
-
 /**
  * Parsers of a setting's text. Each returns the value or throws a `SyntaxError` (unreadable) or `RangeError` (out of
  * range) whose message says what is allowed: "expected a duration such as 10s".
@@ -7,12 +5,16 @@ import { compilePattern } from "./pattern.ts";
  * @module
  */
 
+import { compilePattern } from "./pattern.ts";
+
 /** Turns a setting's text into its value, or throws an error that says what is allowed. */
 export type ParseValue<T> = (text: string) => T;
 
 const UNIT_MS = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
 const DURATION_REGEXP = /^(?<amount>-?(?:\d+\.?\d*|\.\d+))\s*(?<unit>ms|s|m|h|d)?$/;
-const SERVER_REGEXP = /^(?<host>[\w.-]+|\[[\da-fA-F:.%]+\])(?::(?<port>\d{1,5}))?$/;
+const HOST_REGEXP = /^(?:[\p{L}\p{N}_.-]+|[\da-fA-F]*:[\da-fA-F]*:[\da-fA-F:.]*(?:%\w+)?)$/u;
+const SERVER_REGEXP = /^(?<host>[\p{L}\p{N}_.-]+)(?::(?<port>\d{1,5}))?$/u;
+const HTTP_REGEXP = /^https?:\/\/[^/\\]/i;
 const DEFAULT_KAFKA_PORT = 9092;
 
 /** Bounds of {@linkcode duration}, in milliseconds. */
@@ -24,7 +26,7 @@ export interface DurationBounds {
 }
 
 /**
- * Parser of a duration: a number with a unit (`ms`, `s`, `m`, `h`, `d`), or seconds without. Value: milliseconds.
+ * Parser of a duration: a number with a unit (`ms`, `s`, `m`, `h`, `d`), or seconds without. Value: whole milliseconds.
  *
  * @example
  * ```ts
@@ -38,7 +40,7 @@ export function duration({ minMs, maxMs }: DurationBounds): ParseValue<number> {
   return (text) => {
     const match = DURATION_REGEXP.exec(text.trim())?.groups;
     if (match === undefined) throw new SyntaxError("expected a duration such as 10s");
-    const ms = Number(match["amount"]) * UNIT_MS[(match["unit"] ?? "s") as keyof typeof UNIT_MS];
+    const ms = Math.round(Number(match["amount"]) * UNIT_MS[(match["unit"] ?? "s") as keyof typeof UNIT_MS]);
     if (ms < minMs || ms > maxMs) {
       throw new RangeError(`expected a duration from ${formatDuration(minMs)} to ${formatDuration(maxMs)}`);
     }
@@ -64,7 +66,7 @@ export function integer(min: number, max: number): ParseValue<number> {
   };
 }
 
-/** Parser of one of a closed set of words. Case counts only where `caseSensitive` is set. */
+/** Parser of one of a closed set of words, in upper or lower case. */
 export function choice<const T extends string>(words: readonly T[]): ParseValue<T> {
   return (text) => {
     const word = words.find((word) => word.toLowerCase() === text.trim().toLowerCase());
@@ -92,30 +94,44 @@ export function text(): ParseValue<string> {
 export function httpUrl(): ParseValue<URL> {
   return (value) => {
     if (!URL.canParse(value)) throw new SyntaxError("expected a URL such as https://example.com/");
+    // The URL parser leaves line ends out, and takes a comment behind the URL for a part of it.
+    if (/\s/.test(value)) throw new SyntaxError("expected a URL without white space, such as https://example.com/");
+    if (!HTTP_REGEXP.test(value)) throw new RangeError("expected a URL that begins with http:// or https://");
     const url = new URL(value);
-    if (url.protocol !== "http:" && url.protocol !== "https:") {
-      throw new RangeError("expected a URL that begins with http:// or https://");
-    }
-    if (isBlockedPort(Number(url.port))) {
+    if (url.port === "0" || isBlockedPort(Number(url.port))) {
       throw new RangeError(`expected a port other than ${url.port}, which fetch refuses (see "port blocking")`);
     }
     return url;
   };
 }
 
-/** Parser of a regular expression, see {@linkcode compilePattern}. */
+/** Parser of a regular expression that is not empty, see {@linkcode compilePattern}. */
 export function pattern(): ParseValue<RegExp> {
-  return compilePattern;
+  return (value) => {
+    if (value === "") throw new SyntaxError("expected a regular expression that is not empty");
+    return compilePattern(value);
+  };
 }
 
-/** Parser of broker addresses: `host:port`, several separated by commas; the port defaults to 9092. */
+/** Parser of a host name or an IP address. */
+export function host(): ParseValue<string> {
+  return (value) => {
+    if (!HOST_REGEXP.test(value)) throw new SyntaxError("expected a host name or an IP address, without port");
+    return value;
+  };
+}
+
+/**
+ * Parser of broker addresses: `host:port`, several separated by commas; the port defaults to 9092. An IPv6 address has
+ * to be given as a name: kafkajs takes what stands before the first colon for the host.
+ */
 export function servers(): ParseValue<string[]> {
   return (value) =>
     value.split(",").map((part) => part.trim()).filter((part) => part !== "").map((server) => {
       const match = SERVER_REGEXP.exec(server)?.groups;
       const port = Number(match?.["port"] ?? DEFAULT_KAFKA_PORT);
       if (match === undefined || port < 1 || port > 65_535) {
-        throw new SyntaxError("expected host:port, several separated by commas");
+        throw new SyntaxError("expected host:port with a name or IPv4 address, several separated by commas");
       }
       return `${match["host"]}:${port}`;
     });

@@ -7,9 +7,10 @@ import { print, printError } from "../lib/log.ts";
 import type { Metric } from "../lib/metric.ts";
 import type { Child } from "./child.ts";
 import { formatGrid } from "./grid.ts";
+import { type Interruption, listenForInterruption } from "./interruption.ts";
 import { REPOSITORY } from "./repository.ts";
 import { type DemoSite, startDemoSites } from "./sites.ts";
-import { type Connection, errorMessageLines, startStack, untilSignal } from "./stack.ts";
+import { type Connection, errorMessageLines, startStack, usageExitCode } from "./stack.ts";
 import { startTask } from "./task.ts";
 
 interface Options {
@@ -53,25 +54,26 @@ async function main(args: readonly string[]): Promise<number> {
   try {
     command.parse(args, { from: "user" });
   } catch (error) {
-    return (error as { exitCode?: number }).exitCode === 0 ? 0 : 2;
+    return usageExitCode(error);
   }
   const options = command.opts<Options>();
   if (options.regex !== undefined && options.url === undefined) {
     printError("demo: Cannot use --regex: expected --url beside it");
     return 2;
   }
-  const ended = untilSignal();
+  using interruption = listenForInterruption();
   try {
-    return await demo(options, ended);
+    return await demo(options, interruption);
   } catch (error) {
+    if (interruption.signal.aborted) return 0;
     printError(`demo: ${errorMessageLines(error)}`);
     return 1;
   }
 }
 
-async function demo(options: Options, ended: Promise<unknown>): Promise<number> {
+async function demo(options: Options, { signal, requested }: Interruption): Promise<number> {
   const begun = performance.now();
-  await using stack = await startStack({ folder: resolve(REPOSITORY, ".local/stack"), report: print });
+  await using stack = await startStack({ report: print, signal });
   await using demoSites = await startDemoSites();
   const sites = [...demoSites.sites, ...ownSite(options)];
   await Deno.remove(FOLDER, { recursive: true }).catch(() => {});
@@ -108,7 +110,7 @@ async function demo(options: Options, ended: Promise<unknown>): Promise<number> 
     ? undefined
     : delay(options.seconds * 1000, "time", { signal: stop.signal });
   timeUp?.catch(() => {});
-  const end = await Promise.race([ended, crashed.then(() => "crashed"), ...(timeUp ? [timeUp] : [])]);
+  const end = await Promise.race([requested, crashed.then(() => "crashed"), ...(timeUp ? [timeUp] : [])]);
 
   await producer.stop("SIGTERM", STOP_TIMEOUT_MS);
   // What Kafka has now is stored before the consumer ends.

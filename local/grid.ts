@@ -34,7 +34,7 @@ export function formatGrid(
   };
   const cells = rows.map((row) => row.map(cut));
   const widths = columns.map(({ name }, index) =>
-    Math.max(width(name), ...cells.map((row) => width(row[index] ?? "")))
+    cells.reduce((widest, row) => Math.max(widest, width(row[index] ?? "")), width(name))
   );
   const line = (texts: readonly string[]) =>
     texts.map((text, index) => {
@@ -43,7 +43,7 @@ export function formatGrid(
     }).join(" |").trimEnd();
   return [
     line(columns.map(({ name }) => name)),
-    widths.map((size) => "-".repeat(size + 2)).join("+").slice(0, -1),
+    widths.map((size) => "-".repeat(size + 2)).join("+"),
     ...cells.map(line),
   ].join("\n");
 }

@@ -1,7 +1,10 @@
+import type { Buffer } from "node:buffer";
 import { connect } from "node:net";
+import { resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { Child } from "./child.ts";
 import type { CertificateFiles } from "./certificate.ts";
+import { Child, endLeftover, endOf } from "./child.ts";
+import { takeLock } from "./lock.ts";
 import { freePorts } from "./port.ts";
 import { findProgram, REPOSITORY, waysOut } from "./repository.ts";
 
@@ -13,10 +16,14 @@ export interface StartKafkaOptions {
   readonly port?: number;
   /** Certificates for a second listener over TLS that asks for a client certificate. */
   readonly tls?: KafkaTls;
+  /** Port of that listener. Default: a free one. */
+  readonly sslPort?: number;
   /** Whether topics are made when somebody writes to them. Default: true. */
   readonly autoCreateTopics?: boolean;
   /** Told what goes on. */
   readonly report?: (line: string) => void;
+  /** Gives up the start. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** Certificates of a broker. */
@@ -25,48 +32,107 @@ export interface KafkaTls extends CertificateFiles {
   readonly authority: string;
 }
 
+/** Options of {@linkcode kafkaJars}. */
+export interface KafkaJarsOptions {
+  /** Told what goes on. */
+  readonly report?: (line: string) => void;
+  /** Gives up. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Options of {@linkcode runKafkaTool}. */
+export interface RunKafkaToolOptions {
+  /** What the tool reads. Default: nothing. */
+  readonly stdin?: string;
+  /** Working folder. */
+  readonly cwd?: string;
+  /** Ends the tool. */
+  readonly signal?: AbortSignal | undefined;
+}
+
 /** Longest time that a broker may take to come up. */
 const START_TIMEOUT_MS = 60_000;
+/** Longest time to wait for another process that brings the jars. */
+const DOWNLOAD_TIMEOUT_MS = 600_000;
+const DOWNLOAD_REPORT_MS = 5_000;
 const JARS_NOTE = "54 MB, once";
 const JVM_FLAGS = ["-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"];
 /** Any will do: a cluster of one. */
 const CLUSTER_ID = "c2l0ZV9jaGVja2VyX2xvYw";
+const PROPERTIES = "server.properties";
+/** Lines of its log that say why it ends; what it lets go of at the end comes behind them. */
+const LOG_ERROR_REGEXP = / (?:ERROR|FATAL) |^Caused by|^Exception in|^[\w.]+(?:Exception|Error): /;
 
 /** Folder with Kafka's jars; Maven brings them when they are not there. */
-export async function kafkaJars(report: (line: string) => void = () => {}): Promise<string> {
+export async function kafkaJars({ report = () => {}, signal }: KafkaJarsOptions = {}): Promise<string> {
   const pom = await Deno.readTextFile(`${REPOSITORY}/pom.xml`);
   const version = /<kafka\.version>(?<version>.+?)</.exec(pom)?.groups?.["version"] ?? "unknown";
   const folder = `${REPOSITORY}/.local/kafka-${version}`;
-  const complete = `${folder}/.complete`;
-  if (await Deno.readTextFile(complete).catch(() => "") === pom) return folder;
+  // The pom itself marks a folder that is complete: another pom, or none, and it is made again.
+  const isComplete = async () => await Deno.readTextFile(`${folder}/.complete`).catch(() => "") === pom;
+  if (await isComplete()) return folder;
 
   await checkJava();
   const maven = await findProgram("mvn");
-  if (maven === undefined) throw new Error(`Cannot find Maven (mvn), which brings Kafka ${version}.\n${waysOut()}`);
+  if (maven === undefined) throw new Error(`Cannot find Maven (mvn), which brings Kafka ${version}\n${waysOut()}`);
+  await Deno.mkdir(`${REPOSITORY}/.local`, { recursive: true });
+  using _ = await takeLock(`${folder}.lock`, {
+    action: `Cannot download Kafka ${version}`,
+    timeoutMs: DOWNLOAD_TIMEOUT_MS,
+    signal,
+  });
+  if (await isComplete()) return folder;
+
   report(`Downloading Kafka ${version} by Maven (${JARS_NOTE}) …`);
-  await Deno.mkdir(folder, { recursive: true });
-  const { success, stdout } = await new Deno.Command(maven, {
-    args: ["-B", "-ntp", "dependency:copy-dependencies", `-DoutputDirectory=${folder}`],
-    cwd: REPOSITORY,
-    stdin: "null",
-    stderr: "inherit",
-  }).output();
-  if (!success) {
-    const lines = new TextDecoder().decode(stdout).trimEnd().split("\n").filter((line) => line.includes("ERROR"));
-    throw new Error(`Cannot bring Kafka ${version} by Maven:\n${lines.slice(0, 10).join("\n")}\n${waysOut()}`);
+  await Deno.remove(folder, { recursive: true }).catch(() => {});
+  const begun = performance.now();
+  const elapsed = () => `${((performance.now() - begun) / 1000).toFixed(0)} s`;
+  const timer = setInterval(() => report(`  … ${elapsed()}`), DOWNLOAD_REPORT_MS);
+  try {
+    const { success, stdout, stderr } = await new Deno.Command(maven, {
+      args: ["-B", "-ntp", "dependency:copy-dependencies", `-DoutputDirectory=${folder}`],
+      cwd: REPOSITORY,
+      stdin: "null",
+      ...(signal && { signal }),
+    }).output();
+    signal?.throwIfAborted();
+    if (!success) {
+      const lines = (decode(stdout) + decode(stderr)).split("\n").filter((line) => line.includes("ERROR"));
+      throw new Error(`Cannot download Kafka ${version} by Maven:\n${lines.slice(0, 10).join("\n")}\n${waysOut()}`);
+    }
+  } finally {
+    clearInterval(timer);
   }
-  await Deno.writeTextFile(complete, pom);
+  await Deno.writeTextFile(`${folder}/.complete`, pom);
+  report(`Downloaded in ${elapsed()}`);
   return folder;
 }
 
-/** Runs one of Kafka's own tools, such as `org.apache.kafka.tools.consumer.ConsoleConsumer`, and returns what it printed. */
-export async function runKafkaTool(mainClass: string, args: readonly string[]): Promise<string> {
-  const { success, stdout, stderr } = await new Deno.Command("java", {
-    args: [...JVM_FLAGS, "-cp", `${await kafkaJars()}/*`, mainClass, ...args],
-    stdin: "null",
-  }).output();
-  if (!success) throw new Error(`${mainClass} failed: ${new TextDecoder().decode(stderr)}`);
-  return new TextDecoder().decode(stdout);
+/**
+ * Runs one of Kafka's own tools, such as `org.apache.kafka.tools.consumer.ConsoleConsumer`, and returns what it printed.
+ *
+ * @throws {Error} when it fails, with what it printed to standard error.
+ */
+export async function runKafkaTool(
+  mainClass: string,
+  args: readonly string[],
+  { stdin, cwd, signal }: RunKafkaToolOptions = {},
+): Promise<string> {
+  const tool = new Deno.Command(await findJava(), {
+    args: [...JVM_FLAGS, "-cp", `${await kafkaJars({ signal })}/*`, mainClass, ...args],
+    stdin: stdin === undefined ? "null" : "piped",
+    stdout: "piped",
+    stderr: "piped",
+    ...(cwd !== undefined && { cwd }),
+    ...(signal && { signal }),
+  }).spawn();
+  // A tool that ends before it has read all says by its exit code whether that is a fault.
+  const written = stdin === undefined ? undefined : new Blob([stdin]).stream().pipeTo(tool.stdin).catch(() => {});
+  const { success, stdout, stderr } = await tool.output();
+  await written;
+  signal?.throwIfAborted();
+  if (!success) throw new Error(`${mainClass} failed: ${decode(stderr).slice(0, 500)}`);
+  return decode(stdout);
 }
 
 /** A real Kafka broker, which is its own controller (KRaft). */
@@ -75,18 +141,21 @@ export class Kafka implements AsyncDisposable {
   readonly bootstrapServers: string;
   /** `host:port` over TLS, if it has certificates. */
   readonly sslBootstrapServers: string | undefined;
-  readonly #properties: string;
   readonly #folder: string;
   readonly #jars: string;
   readonly #port: number;
+  readonly #lock: Disposable;
   #child: Child | undefined;
 
   /** Use {@linkcode startKafka}. */
-  constructor(folder: string, jars: string, { port, sslPort }: { port: number; sslPort: number | undefined }) {
+  constructor(
+    folder: string,
+    { jars, lock, port, sslPort }: { jars: string; lock: Disposable; port: number; sslPort: number | undefined },
+  ) {
     this.#folder = folder;
     this.#jars = jars;
+    this.#lock = lock;
     this.#port = port;
-    this.#properties = `${folder}/server.properties`;
     this.bootstrapServers = `127.0.0.1:${port}`;
     this.sslBootstrapServers = sslPort === undefined ? undefined : `127.0.0.1:${sslPort}`;
   }
@@ -96,76 +165,105 @@ export class Kafka implements AsyncDisposable {
     return this.#child?.running ? this.#child.pid : undefined;
   }
 
-  /** Starts it, on the same ports and data as before. */
-  async start(): Promise<void> {
-    this.#child = await Child.start({
-      command: "java",
+  /** Resolves with the end of its log when it ends, for whatever reason. */
+  get ended(): Promise<string> {
+    return endOf(this.#child, LOG_ERROR_REGEXP);
+  }
+
+  /** Starts it, on the same ports and data as before, and waits until it answers. */
+  async start({ signal }: { signal?: AbortSignal | undefined } = {}): Promise<void> {
+    if (this.pid !== undefined) return;
+    const child = this.#child = await Child.start({
+      command: await findJava(),
       args: [
         ...JVM_FLAGS,
         "-Dorg.slf4j.simpleLogger.showDateTime=true",
+        "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX",
         "-cp",
         `${this.#jars}/*`,
         "kafka.Kafka",
-        this.#properties,
+        `${this.#folder}/${PROPERTIES}`,
       ],
       log: `${this.#folder}/kafka.log`,
       cwd: this.#folder,
     });
-    await Deno.writeTextFile(`${this.#folder}/kafka.pid`, String(this.#child.pid));
-    const until = performance.now() + START_TIMEOUT_MS;
-    while (!await answers(this.#port)) {
-      if (!this.#child.running || performance.now() > until) {
-        const tail = await this.#child.tail();
-        await this.#child.stop("SIGKILL");
-        throw new Error(`Cannot start Kafka, its log in ${this.#folder}/kafka.log ends with:\n${tail}`);
+    try {
+      await Deno.writeTextFile(`${this.#folder}/kafka.pid`, String(child.pid));
+      const until = performance.now() + START_TIMEOUT_MS;
+      while (!await answers(this.#port)) {
+        if (!child.running || performance.now() > until) {
+          const end = await child.tail(15, LOG_ERROR_REGEXP);
+          throw new Error(`Cannot start Kafka, its log in ${this.#folder}/kafka.log ends with:\n${end}`);
+        }
+        await delay(50, undefined, signal === undefined ? {} : { signal });
       }
-      await delay(100);
+    } catch (error) {
+      await child.stop("SIGKILL");
+      throw error;
     }
   }
 
   /** Sends it a signal; with `SIGKILL` it is waited for. */
   async kill(signal: Deno.Signal): Promise<void> {
-    this.#child?.kill(signal);
     if (signal === "SIGKILL") await this.#child?.stop("SIGKILL");
+    else this.#child?.kill(signal);
   }
 
-  /** Stops it in its own time. */
+  /** Stops it in its own time, and by force when it takes too long. */
   async stop(): Promise<void> {
-    await this.#child?.stop("SIGTERM");
+    await this.#child?.stop();
     await Deno.remove(`${this.#folder}/kafka.pid`).catch(() => {});
   }
 
-  /** Stops it. */
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.stop();
+  /** Stops it for good. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop();
+    this.#lock[Symbol.dispose]();
   }
 }
 
-/** Starts a broker, and waits until it answers. */
+/**
+ * Starts a broker, and waits until it answers.
+ *
+ * @throws {LockedError} when another process runs one in the folder.
+ */
 export async function startKafka(
-  { folder, port, tls, autoCreateTopics = true, report = () => {} }: StartKafkaOptions,
+  { folder: wanted, port, sslPort, tls, autoCreateTopics = true, report = () => {}, signal }: StartKafkaOptions,
 ): Promise<Kafka> {
   await checkJava();
-  const jars = await kafkaJars(report);
+  const jars = await kafkaJars({ report, signal });
+  const folder = resolve(wanted);
   await Deno.mkdir(folder, { recursive: true });
-  await killLeftover(`${folder}/kafka.pid`, `${folder}/server.properties`);
-  const [freePort, sslPort, controllerPort] = freePorts(3) as [number, number, number];
-  const plainPort = port ?? freePort;
-  await Deno.writeTextFile(
-    `${folder}/server.properties`,
-    serverProperties({ folder, plainPort, sslPort, controllerPort, tls, autoCreateTopics }),
-  );
-  await Deno.chmod(`${folder}/server.properties`, 0o600);
-  if (!await Deno.stat(`${folder}/data/meta.properties`).then(() => true, () => false)) {
-    await runKafkaTool("kafka.tools.StorageTool", ["format", "-t", CLUSTER_ID, "-c", `${folder}/server.properties`]);
+  const lock = await takeLock(`${folder}/lock`, { action: `Cannot start Kafka in ${folder}`, signal });
+  try {
+    const pid = Number(await Deno.readTextFile(`${folder}/kafka.pid`).catch(() => "0"));
+    await endLeftover(pid, { mark: `${folder}/${PROPERTIES}`, stopSignal: "SIGTERM" });
+    const [freePort, freeSslPort, controllerPort] = freePorts(3) as [number, number, number];
+    const ports = { plainPort: port ?? freePort, sslPort: sslPort ?? freeSslPort, controllerPort };
+    await Deno.remove(`${folder}/kafka.log`).catch(() => {});
+    await Deno.writeTextFile(`${folder}/${PROPERTIES}`, serverProperties({ ...ports, tls, autoCreateTopics }), {
+      mode: 0o600,
+    });
+    if (!await Deno.stat(`${folder}/data/meta.properties`).then(() => true, () => false)) {
+      report("Making a Kafka broker …");
+      const args = ["format", "-t", CLUSTER_ID, "-c", PROPERTIES];
+      await runKafkaTool("kafka.tools.StorageTool", args, { cwd: folder, signal });
+    }
+    const kafka = new Kafka(folder, {
+      jars,
+      lock,
+      port: ports.plainPort,
+      sslPort: tls === undefined ? undefined : ports.sslPort,
+    });
+    await kafka.start({ signal });
+    return kafka;
+  } catch (error) {
+    lock[Symbol.dispose]();
+    throw error;
   }
-  const kafka = new Kafka(folder, jars, { port: plainPort, sslPort: tls === undefined ? undefined : sslPort });
-  await kafka.start();
-  return kafka;
 }
 
 interface Properties {
-  readonly folder: string;
   readonly plainPort: number;
   readonly sslPort: number;
   readonly controllerPort: number;
@@ -173,9 +271,7 @@ interface Properties {
   readonly autoCreateTopics: boolean;
 }
 
-function serverProperties(
-  { folder, plainPort, sslPort, controllerPort, tls, autoCreateTopics }: Properties,
-): string {
+function serverProperties({ plainPort, sslPort, controllerPort, tls, autoCreateTopics }: Properties): string {
   const listeners = [`PLAINTEXT://127.0.0.1:${plainPort}`, ...(tls ? [`SSL://127.0.0.1:${sslPort}`] : [])];
   const pem = (text: string) => text.trim().replaceAll("\n", "\\n");
   return Object.entries({
@@ -187,7 +283,8 @@ function serverProperties(
     "advertised.listeners": listeners.join(","),
     "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SSL:SSL,CONTROLLER:PLAINTEXT",
     "inter.broker.listener.name": "PLAINTEXT",
-    "log.dirs": `${folder}/data`,
+    // From the working folder: here, a path would have to be escaped.
+    "log.dirs": "data",
     "auto.create.topics.enable": String(autoCreateTopics),
     "num.partitions": "1",
     "default.replication.factor": "1",
@@ -212,19 +309,10 @@ function serverProperties(
   }).map(([key, value]) => `${key}=${value}\n`).join("");
 }
 
-/** Ends a broker that an earlier process of ours left behind when it was killed. */
-async function killLeftover(pidFile: string, properties: string): Promise<void> {
-  const pid = Number(await Deno.readTextFile(pidFile).catch(() => "0"));
-  if (pid <= 0) return;
-  const commandLine = await Deno.readTextFile(`/proc/${pid}/cmdline`).catch(() => "");
-  if (commandLine.includes(properties)) {
-    Deno.kill(pid, "SIGKILL");
-    await delay(500);
-  }
-  await Deno.remove(pidFile).catch(() => {});
-}
-
-/** Whether a broker answers a request for its API versions (Kafka protocol, ApiVersions v0). */
+/**
+ * Whether a broker answers, and knows of itself as one that takes requests: until then, topics can't be made (Kafka
+ * protocol, Metadata v1 with no topics).
+ */
 function answers(port: number): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect({ host: "127.0.0.1", port });
@@ -235,20 +323,37 @@ function answers(port: number): Promise<boolean> {
     socket.setTimeout(1_000, () => end(false));
     socket.on("error", () => end(false));
     socket.on("close", () => resolve(false));
-    socket.on("data", () => end(true));
-    // Length 10, API key 18, version 0, correlation id 1, client id null.
-    socket.on("connect", () => socket.write(new Uint8Array([0, 0, 0, 10, 0, 18, 0, 0, 0, 0, 0, 1, 255, 255])));
+    // Length, correlation id, number of brokers.
+    socket.on("data", (bytes: Buffer) => end(bytes.length >= 12 && bytes.readInt32BE(8) > 0));
+    // Length 14, API key 3, version 1, correlation id 1, client id null, topics none.
+    const request = [0, 0, 0, 14, 0, 3, 0, 1, 0, 0, 0, 1, 255, 255, 0, 0, 0, 0];
+    socket.on("connect", () => socket.write(new Uint8Array(request)));
   });
 }
 
 const MIN_JAVA = 17;
 
-async function checkJava(): Promise<void> {
+/** The `java` of JAVA_HOME, else that of PATH. */
+async function findJava(): Promise<string> {
+  const home = Deno.env.get("JAVA_HOME");
+  const own = home ? `${home}/bin/java` : undefined;
+  if (own !== undefined && await Deno.stat(own).then(({ isFile }) => isFile, () => false)) return own;
   const java = await findProgram("java");
   if (java === undefined) throw new Error(`Cannot find Java (java), in which Kafka runs.\n${waysOut()}`);
+  return java;
+}
+
+async function checkJava(): Promise<void> {
+  const java = await findJava();
   const { stderr } = await new Deno.Command(java, { args: ["-version"], stdin: "null" }).output();
-  const version = /version "(?<major>\d+)/.exec(new TextDecoder().decode(stderr))?.groups?.["major"];
+  const version = /version "(?:1\.)?(?<major>\d+)/.exec(decode(stderr))?.groups?.["major"];
+  // Where it has none, such as macOS' stand-in, it says so itself.
+  if (version === undefined) throw new Error(`Cannot run Java (${java}): ${decode(stderr).trim()}\n${waysOut()}`);
   if (Number(version) < MIN_JAVA) {
-    throw new Error(`Cannot use Java ${version}: Kafka needs ${MIN_JAVA} or newer.\n${waysOut()}`);
+    throw new Error(`Cannot use Java ${version} (${java}): Kafka needs ${MIN_JAVA} or newer\n${waysOut()}`);
   }
+}
+
+function decode(bytes: Uint8Array): string {
+  return new TextDecoder().decode(bytes);
 }

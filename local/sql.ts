@@ -1,17 +1,28 @@
 import { Command } from "commander";
 import pg from "pg";
-import { errorMessage } from "../lib/error.ts";
 import { print, printError } from "../lib/log.ts";
 import { formatGrid } from "./grid.ts";
 import { hasPostgres, startPostgres } from "./postgres.ts";
-import { type Connection, findStack, postgresVariables, STACK_FOLDER } from "./stack.ts";
+import {
+  type Connection,
+  errorMessageLines,
+  findStack,
+  postgresVariables,
+  STACK_FOLDER,
+  usageExitCode,
+} from "./stack.ts";
 
-/** Types of numbers, which are aligned to the right: smallint, integer, bigint, real, double precision, numeric, oid. */
-const NUMBER_TYPES: ReadonlySet<number> = new Set([20, 21, 23, 26, 700, 701, 1700]);
+const { BOOL, FLOAT4, FLOAT8, INT2, INT4, INT8, JSON: JSON_TEXT, JSONB, NUMERIC, OID } = pg.types.builtins;
+/** Types of numbers, which are aligned to the right. */
+const NUMBER_TYPES: ReadonlySet<number> = new Set([INT2, INT4, INT8, FLOAT4, FLOAT8, NUMERIC, OID]);
+const JSON_NUMBER_REGEXP = /^-?(?:0|[1-9]\d*)(?:\.\d+)?(?:e[+-]?\d+)?$/i;
+/** A string within JSON, or a separator with the space that PostgreSQL writes behind it. */
+const JSON_TOKEN_REGEXP = /("(?:[^"\\]|\\.)*")|([:,]) /g;
 const UNLIMITED = Number.MAX_SAFE_INTEGER;
+const CONNECT_TIMEOUT_MS = 10_000;
 
 interface Options {
-  readonly folder: string;
+  readonly folder?: string;
   readonly json?: boolean;
   readonly wide?: boolean;
 }
@@ -25,18 +36,22 @@ async function main(args: readonly string[]): Promise<number> {
     .argument("<query>", "SQL; several statements are separated by semicolons")
     .option("--json", "print each row as a line of JSON")
     .option("--wide", "don't shorten long values")
-    .option("--folder <folder>", "folder of the stack", STACK_FOLDER)
+    .option("--folder <folder>", "folder of the stack (default: .local/stack)")
+    .allowExcessArguments(false)
+    .showHelpAfterError()
     .exitOverride();
   try {
     command.parse(args, { from: "user" });
   } catch (error) {
-    return (error as { exitCode?: number }).exitCode === 0 ? 0 : 2;
+    return usageExitCode(error);
   }
   try {
-    await using database = await findDatabase(command.opts<Options>().folder);
-    return await run(database.connection, command.args.join(" "), command.opts<Options>());
+    await using database = await findDatabase(command.opts<Options>().folder ?? STACK_FOLDER);
+    return await run(database.connection, command.args[0] ?? "", command.opts<Options>());
   } catch (error) {
-    printError(`sql: ${errorMessage(error)}`);
+    // The reader, such as `head`, has seen enough.
+    if (error instanceof Deno.errors.BrokenPipe) return 0;
+    printError(`sql: ${errorMessageLines(error)}`);
     return 1;
   }
 }
@@ -52,19 +67,18 @@ async function findDatabase(folder: string): Promise<{ readonly connection: Conn
     );
   }
   const postgres = await startPostgres({ folder: `${folder}/postgres` });
-  return { connection: postgresVariables(postgres), [Symbol.asyncDispose]: () => postgres.stop() };
+  return { connection: postgresVariables(postgres), [Symbol.asyncDispose]: () => postgres[Symbol.asyncDispose]() };
 }
 
 async function run(connection: Connection, query: string, { json, wide }: Options): Promise<number> {
-  const secure = !["", "disable"].includes(connection["POSTGRES_SSLMODE"] ?? "");
-  const authority = connection["POSTGRES_SSLROOTCERT"];
   const client = new pg.Client({
     host: connection["POSTGRES_HOST"],
     port: Number(connection["POSTGRES_PORT"] || 5432),
     user: connection["POSTGRES_USER"],
     password: connection["POSTGRES_PASSWORD"] ?? "",
     database: connection["POSTGRES_DATABASE"],
-    ssl: !secure ? false : authority ? { ca: await Deno.readTextFile(authority) } : { rejectUnauthorized: false },
+    ssl: await sslConfig(connection),
+    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
     // Values are shown as PostgreSQL writes them.
     types: { getTypeParser: () => (text: string) => text },
   });
@@ -80,6 +94,7 @@ async function run(connection: Connection, query: string, { json, wide }: Option
   } catch (error) {
     if (!(error instanceof pg.DatabaseError)) throw error;
     printError(`sql: ${error.message} (SQLSTATE ${error.code})${pointer(query, error.position)}`);
+    if (error.detail !== undefined) printError(`detail: ${error.detail}`);
     if (error.hint !== undefined) printError(`hint: ${error.hint}`);
     return 1;
   } finally {
@@ -93,23 +108,60 @@ function printResult(
 ): void {
   if (fields.length === 0) return print(rowCount === null ? command : `${command} ${rowCount}`);
   if (json) {
-    for (const row of rows) print(JSON.stringify(Object.fromEntries(fields.map(({ name }, i) => [name, row[i]]))));
+    for (const row of rows) {
+      const members = fields.map(({ name, dataTypeID }, i) =>
+        `${JSON.stringify(name)}:${jsonValue(row[i] ?? null, dataTypeID)}`
+      );
+      print(`{${members.join(",")}}`);
+    }
     return;
   }
   const columns = fields.map(({ name, dataTypeID }) => ({
     name,
     align: NUMBER_TYPES.has(dataTypeID) ? "right" as const : "left" as const,
   }));
-  print(formatGrid(columns, rows.map((row) => row.map((value) => value ?? "")), wide ? { maxWidth: UNLIMITED } : {}));
+  const cells = rows.map((row) => row.map((value, i) => value === null ? "" : show(value, fields[i]!.dataTypeID)));
+  print(formatGrid(columns, cells, wide ? { maxWidth: UNLIMITED } : {}));
   print(`(${rows.length} row${rows.length === 1 ? "" : "s"})`);
+}
+
+/** TLS as libpq's `sslmode` means it; without a mode, none on a loopback host, as with the consumer. */
+async function sslConfig(connection: Connection): Promise<pg.ClientConfig["ssl"]> {
+  const path = connection["POSTGRES_SSLROOTCERT"];
+  const local = ["localhost", "127.0.0.1", "::1"].includes(connection["POSTGRES_HOST"] ?? "");
+  const mode = connection["POSTGRES_SSLMODE"] || (path ? "verify-ca" : local ? "disable" : "verify-full");
+  if (mode === "disable") return false;
+  if (mode === "require" && !path) return { rejectUnauthorized: false };
+  return {
+    ...(path && { ca: await Deno.readTextFile(path) }),
+    ...(mode !== "verify-full" && { checkServerIdentity: () => undefined }),
+  };
+}
+
+/** Value as it stands in a table. */
+function show(value: string, type: number): string {
+  if (type === JSONB) return value.replace(JSON_TOKEN_REGEXP, "$1$2");
+  return type === BOOL ? value === "t" ? "true" : "false" : value;
+}
+
+/** Value as JSON; numbers keep all their digits. */
+function jsonValue(value: string | null, type: number): string {
+  if (value === null) return "null";
+  if (type === BOOL) return value === "t" ? "true" : "false";
+  // `json` is kept as it was written, line feeds and all.
+  if (type === JSON_TEXT) return value.replaceAll(/[\r\n]+/g, " ");
+  if (type === JSONB) return show(value, type);
+  // Not so NaN and Infinity.
+  return NUMBER_TYPES.has(type) && JSON_NUMBER_REGEXP.test(value) ? value : JSON.stringify(value);
 }
 
 /** Line of the query with a mark below the place that an error names. */
 function pointer(query: string, position: string | undefined): string {
   if (position === undefined) return "";
-  const before = query.slice(0, Number(position) - 1);
+  // It counts characters, not UTF-16 units.
+  const before = [...query].slice(0, Number(position) - 1).join("");
   const line = query.split("\n")[before.split("\n").length - 1] ?? "";
-  return `\n  ${line}\n  ${" ".repeat(before.length - before.lastIndexOf("\n") - 1)}^`;
+  return `\n  ${line}\n  ${" ".repeat([...before.slice(before.lastIndexOf("\n") + 1)].length)}^`;
 }
 
 if (import.meta.main) Deno.exitCode = await main(Deno.args);

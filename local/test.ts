@@ -1,8 +1,9 @@
-import { errorMessage } from "../lib/error.ts";
 import { printError } from "../lib/log.ts";
 import { createAuthority } from "./certificate.ts";
+import { listenForInterruption } from "./interruption.ts";
+import { kafkaJars } from "./kafka.ts";
 import { REPOSITORY } from "./repository.ts";
-import { startStack } from "./stack.ts";
+import { errorMessageLines, startStack } from "./stack.ts";
 
 /** What tests find in the variable {@linkcode TEST_STACK}, as JSON. */
 export interface TestStack {
@@ -20,6 +21,8 @@ export interface TestStack {
   };
   /** Folder with `ca.pem`, `service.cert` and `service.key`. */
   readonly certificates: string;
+  /** Folder of Kafka's jars. */
+  readonly jars: string;
 }
 
 /** Environment variable by which tests find the stack. */
@@ -29,8 +32,12 @@ export const TEST_STACK = "SITE_CHECKER_TEST_STACK";
 const TEST_FLAGS = ["-A", "--doc"];
 const TEST_PATHS = ["tests", "lib", "local"];
 
+/** Exit code of a run that was broken off, as shells count. */
+const INTERRUPTED = 130;
+
 /** Starts a stack with TLS on free ports, runs the tests, and leaves nothing behind. */
 async function main(args: readonly string[]): Promise<number> {
+  using interruption = listenForInterruption();
   const folder = await Deno.makeTempDir({ prefix: "site_checker-test-" });
   // The server's user has to pass.
   await Deno.chmod(folder, 0o755);
@@ -46,6 +53,7 @@ async function main(args: readonly string[]): Promise<number> {
       folder: `${folder}/stack`,
       tls: { certificate, key, authority: authority.certificate },
       report: (line) => printError(line),
+      signal: interruption.signal,
     });
     const { host, port, user, password, database } = stack.postgres!;
     const found: TestStack = {
@@ -53,28 +61,27 @@ async function main(args: readonly string[]): Promise<number> {
       kafkaSsl: stack.kafka!.sslBootstrapServers!,
       postgres: { host, port, user, password, database },
       certificates: folder,
+      jars: await kafkaJars(),
     };
-    return await runTests(args.length > 0 ? args : TEST_PATHS, found);
+    return await runTests(args.length > 0 ? args : TEST_PATHS, found, interruption.signal);
   } catch (error) {
-    printError(`test: ${errorMessage(error)}`);
+    if (interruption.signal.aborted) return INTERRUPTED;
+    printError(`test: ${errorMessageLines(error)}`);
     return 1;
   } finally {
     await Deno.remove(folder, { recursive: true }).catch(() => {});
   }
 }
 
-async function runTests(args: readonly string[], stack: TestStack): Promise<number> {
+async function runTests(args: readonly string[], stack: TestStack, signal: AbortSignal): Promise<number> {
   const tests = new Deno.Command(Deno.execPath(), {
     args: ["test", ...TEST_FLAGS, ...args],
     cwd: REPOSITORY,
     env: { [TEST_STACK]: JSON.stringify(stack) },
+    // Ends it by SIGTERM.
+    signal,
   }).spawn();
-  const stop = () => tests.kill("SIGTERM");
-  Deno.addSignalListener("SIGINT", stop);
-  Deno.addSignalListener("SIGTERM", stop);
   const { code } = await tests.status;
-  Deno.removeSignalListener("SIGINT", stop);
-  Deno.removeSignalListener("SIGTERM", stop);
   return code;
 }
 

@@ -1,0 +1,288 @@
+import { distance } from "fastest-levenshtein";
+import type { CommandLine } from "./command.ts";
+import { ConfigError } from "./error.ts";
+import { type Ini, type IniEntry, type IniSection, parseIni } from "./ini.ts";
+import { nearest } from "./nearest.ts";
+import { environmentName, flagNames, type SectionName, type Setting, SETTINGS } from "./setting.ts";
+import { readTextFile } from "./text_file.ts";
+import { checkTopicName } from "./topic.ts";
+
+/** Looks an environment variable up. */
+export type LookUpVariable = (name: string) => string | undefined;
+
+/** A setting's text and where it stands. */
+export interface Given {
+  /** Text, not yet parsed. */
+  readonly text: string;
+  /** Flag, variable, or path and line. */
+  readonly origin: string;
+}
+
+/** A `[website_NAME]` of the file. */
+export interface SiteSection {
+  /** Name of the site. */
+  readonly name: string;
+  /** Path and line of the header. */
+  readonly origin: string;
+  /** The section. */
+  readonly section: IniSection;
+}
+
+/** What stands for a secret where settings are shown. */
+export const HIDDEN = "********";
+const SITE_SECTION_REGEXP = /^website_(?<name>.*)$/s;
+const MAX_SHOWN_LENGTH = 80;
+
+/** Where settings come from: flags before environment before file. */
+export class Source {
+  /** What is allowed, yet probably not meant. */
+  readonly warnings: string[] = [];
+  /** What the command line says. */
+  readonly commandLine: CommandLine;
+  readonly #lookUpVariable: LookUpVariable;
+  readonly #file: Ini | null;
+  readonly #origins = new Map<string, string>();
+  readonly #shown = new Map<string, string[]>();
+
+  private constructor(commandLine: CommandLine, lookUpVariable: LookUpVariable, file: Ini | null) {
+    this.commandLine = commandLine;
+    this.#lookUpVariable = lookUpVariable;
+    this.#file = file;
+  }
+
+  /**
+   * Opens what is there; reads the file of `--config-path` or `CONFIG_PATH`.
+   *
+   * @throws {ConfigError} when the file can't be read, or has sections or keys that are not known.
+   */
+  static async open(commandLine: CommandLine, lookUpVariable: LookUpVariable): Promise<Source> {
+    const path = commandLine.configPath ?? (lookUpVariable("CONFIG_PATH") || undefined);
+    if (path === undefined) return new Source(commandLine, lookUpVariable, null);
+    const file = parseIni(await readTextFile(path, "configuration file"), { path });
+    checkNames(file);
+    return new Source(commandLine, lookUpVariable, file);
+  }
+
+  /** Path of the file, or how to name one. */
+  get filePath(): string {
+    return this.#file?.path ?? "the file of --config-path";
+  }
+
+  /**
+   * Value of a setting by flag, variable or file; undefined where none has it.
+   *
+   * @throws {ConfigError} when it can't be parsed, or is given by two of its names.
+   */
+  take<S extends Exclude<SectionName, "website">, K extends keyof typeof SETTINGS[S] & string>(
+    section: S,
+    key: K,
+  ): ReturnType<Extract<typeof SETTINGS[S][K], Setting<unknown>>["parse"]> | undefined {
+    const setting = SETTINGS[section][key] as Setting<unknown>;
+    const given = this.flag(key, setting) ?? this.variable(key, setting) ?? this.entry(section, key, setting);
+    if (given === undefined) return undefined;
+    this.#origins.set(`${section}.${key}`, given.origin);
+    return parseGiven(setting, given, `${key} of [${section}]`) as never;
+  }
+
+  /** Where a setting that was taken stands. */
+  origin(section: SectionName, key: string): string {
+    return this.#origins.get(`${section}.${key}`) ?? "default";
+  }
+
+  /** What a setting's flag or one of its aliases says. */
+  flag(key: string, setting: Setting<unknown>): Given | undefined {
+    return onlyOne(
+      flagNames(key, setting).map((flag) => ({ origin: `--${flag}`, text: this.commandLine.flags.get(flag) })),
+    );
+  }
+
+  /** What a setting's environment variable or one of its aliases says; an empty one counts as not set. */
+  variable(key: string, setting: Setting<unknown>): Given | undefined {
+    return onlyOne(flagNames(key, setting).map((flag) => this.#variable(environmentName(flag))));
+  }
+
+  /** What the flag or the variable of something that is no setting of the file says. */
+  flagOrVariable(flag: string): Given | undefined {
+    return onlyOne([{ origin: `--${flag}`, text: this.commandLine.flags.get(flag) }]) ??
+      onlyOne([this.#variable(environmentName(flag))]);
+  }
+
+  /** What a section of the file or `[DEFAULT]` says; an empty value counts as not set, as it did. */
+  entry(section: string | IniSection, key: string, { aliases = [] }: Setting<unknown>): Given | undefined {
+    const found = typeof section === "string" ? this.#file?.sections.find(({ name }) => name === section) : section;
+    const lookUp = (entries: ReadonlyMap<string, IniEntry> | undefined) =>
+      onlyOne([key, ...aliases].map((name) => {
+        const entry = entries?.get(name);
+        return { name, origin: `${this.#file?.path}:${entry?.line}`, text: entry?.value || undefined };
+      }));
+    return lookUp(found?.entries) ?? lookUp(found?.inherited ?? this.#file?.defaults);
+  }
+
+  /**
+   * The sites of the file.
+   *
+   * @throws {ConfigError} when Kafka does not take a name for a topic, or takes two for the same.
+   */
+  siteSections(): SiteSection[] {
+    const sites = (this.#file?.sections ?? []).flatMap((section) => {
+      const name = siteName(section.name);
+      return name === undefined ? [] : [{ section, name, origin: `${this.#file?.path}:${section.line}` }];
+    });
+    const seen = new Map<string, SiteSection>();
+    for (const site of sites) {
+      checkTopicName(site.name, `name of website '${site.name}'`, site.origin);
+      // Kafka's own metrics take . for _, so that it refuses a topic a.b where a_b is.
+      const key = site.name.replaceAll(".", "_");
+      const twin = seen.get(key);
+      if (twin !== undefined) {
+        throw new ConfigError(
+          `Cannot use website '${site.name}' (${site.origin}): Kafka takes its topic for that of website ` +
+            `'${twin.name}' in line ${twin.section.line}, since . and _ count as the same: rename one`,
+        );
+      }
+      seen.set(key, site);
+    }
+    return sites;
+  }
+
+  /** Adds a line to what `--check-config` prints. */
+  show(section: SectionName | `website_${string}`, key: string, { value, origin }: ShowOptions): void {
+    const lines = this.#shown.get(section) ?? [];
+    const where = origin ?? this.origin(section as SectionName, key);
+    lines.push(`${`${key} = ${value.replaceAll("\n", "\n  ")}`.padEnd(48)} ; ${where}`);
+    this.#shown.set(section, lines);
+  }
+
+  /** The lines of {@linkcode Source.show}, by section. */
+  effective(): string[] {
+    return [...this.#shown].flatMap(([section, lines], index) => [
+      ...(index > 0 ? [""] : []),
+      `[${section}]`,
+      ...lines,
+    ]);
+  }
+
+  #variable(name: string): { origin: string; text: string | undefined } {
+    return { origin: `environment variable ${name}`, text: this.#lookUpVariable(name) || undefined };
+  }
+}
+
+/** Options of {@linkcode Source.show}. */
+export interface ShowOptions {
+  /** Value as it may be shown. */
+  readonly value: string;
+  /** Where it stands. Default: where it was taken from. */
+  readonly origin?: string;
+}
+
+/**
+ * Parses a setting's text.
+ *
+ * @param label What it is, for errors: "interval of website 'apache'".
+ * @throws {ConfigError} with where it stands, what is allowed and what is there, secrets hidden.
+ */
+export function parseGiven<T>(setting: Setting<T>, { text, origin }: Given, label: string): T {
+  try {
+    return setting.parse(text);
+  } catch (error) {
+    if (!(error instanceof SyntaxError || error instanceof RangeError)) throw error;
+    const shown = setting.secret === "credentials" ? hideCredentials(text) : text;
+    const got = setting.secret === "value" ? "" : `, got '${shorten(shown)}'`;
+    throw new ConfigError(`Cannot read ${label} (${origin}): ${error.message}${got}`);
+  }
+}
+
+/** One of several ways to give a setting; without a text it is not taken. */
+interface Candidate {
+  /** Key, where the origin alone does not say it. */
+  readonly name?: string;
+  readonly origin: string;
+  readonly text: string | undefined;
+}
+
+/** The one of several names of a setting that is given; two are a mistake. */
+function onlyOne(candidates: readonly Candidate[]): Given | undefined {
+  const [first, second] = candidates.filter((candidate): candidate is Candidate & Given =>
+    candidate.text !== undefined
+  );
+  if (first !== undefined && second !== undefined) {
+    const describe = ({ name, origin }: Candidate) => name === undefined ? origin : `${name} (${origin})`;
+    throw new ConfigError(
+      `Cannot use ${describe(second)} beside ${describe(first)}, which means the same: expected one of them`,
+    );
+  }
+  return first === undefined ? undefined : { text: first.text, origin: first.origin };
+}
+
+/** Hides user and password of an address that may be broken: all up to the last @, but for the scheme. */
+function hideCredentials(text: string): string {
+  return text.replace(/^(\s*\w+:\/\/)?.*@/s, `$1${HIDDEN}@`);
+}
+
+function shorten(text: string): string {
+  const line = text.replaceAll("\n", " ");
+  return line.length > MAX_SHOWN_LENGTH ? line.slice(0, MAX_SHOWN_LENGTH - 1) + "…" : line;
+}
+
+function siteName(section: string): string | undefined {
+  return SITE_SECTION_REGEXP.exec(section)?.groups?.["name"];
+}
+
+function checkNames(file: Ini): void {
+  const { path, sections, defaults } = file;
+  const sectionNames = Object.keys(SETTINGS).filter((name) => name !== "website");
+  for (const { name, line, entries } of sections) {
+    const isSite = siteName(name) !== undefined;
+    if (!isSite && !sectionNames.includes(name)) {
+      throw new ConfigError(
+        `Cannot read section [${shorten(name)}] (${path}:${line}): expected [website_NAME] or one of ` +
+          `${sectionNames.map((known) => `[${known}]`).join(", ")}${suggest(nearestSection(name, sectionNames))}`,
+      );
+    }
+    checkKeys(entries, { file, name, known: keysOf(isSite ? "website" : name as SectionName) });
+  }
+  checkKeys(defaults, { file, name: "DEFAULT", known: Object.keys(SETTINGS).flatMap((section) => keysOf(section)) });
+}
+
+function nearestSection(name: string, sectionNames: readonly string[]): string | undefined {
+  if (distance(name.slice(0, "website_".length).toLowerCase(), "website_") <= 2) {
+    return `[website_${name.replace(/^[a-z]*[ _.:-]?/i, "") || "NAME"}]`;
+  }
+  const known = nearest(name, [...sectionNames, "DEFAULT"]);
+  return known === undefined ? undefined : `[${known}]`;
+}
+
+function checkKeys(
+  entries: ReadonlyMap<string, IniEntry>,
+  { file: { path, referenced }, name, known }: { file: Ini; name: string; known: readonly string[] },
+): void {
+  for (const { key, value, line } of entries.values()) {
+    // What a %(key)s names may be there for that alone.
+    if (!known.includes(key) && !referenced.has(key)) {
+      throw new ConfigError(
+        `Cannot read key '${shorten(key)}' of [${name}] (${path}:${line}): expected one of ${known.join(", ")}` +
+          suggest(nearest(key, known)),
+      );
+    }
+    const swallowed = value.split("\n").slice(1).find((more) =>
+      known.includes(more.split(/[=:]/)[0]?.trim().toLowerCase() ?? "") && /[=:]/.test(more) || /^\[.+\]$/.test(more)
+    );
+    if (swallowed !== undefined) {
+      throw new ConfigError(
+        `Cannot read key '${key}' of [${name}] (${path}:${line}): an indented line continues its value, and one that ` +
+          `follows it is a section or key of its own: expected no space before ` +
+          `'${swallowed.split(/[=:]/)[0]?.trim()}'`,
+      );
+    }
+  }
+}
+
+function suggest(name: string | undefined): string {
+  return name === undefined ? "" : `; did you mean ${name}?`;
+}
+
+function keysOf(section: string): string[] {
+  return Object.entries<Setting<unknown>>(SETTINGS[section as SectionName]).flatMap((
+    [key, { aliases = [] }],
+  ) => [key, ...aliases]);
+}

@@ -1,0 +1,745 @@
+import assert from "node:assert/strict";
+import { createPrivateKey } from "node:crypto";
+import { createAuthority } from "../local/certificate.ts";
+import { REPOSITORY } from "../local/repository.ts";
+import { parseCommandLine } from "../lib/command.ts";
+import { type ConsumerConfig, type ProducerConfig, readConsumerConfig, readProducerConfig } from "../lib/config.ts";
+import { ConfigError } from "../lib/error.ts";
+import { environmentName, flagNames, type Setting, SETTINGS } from "../lib/setting.ts";
+import { temporaryFile } from "./support.ts";
+
+/** What a test sets. */
+interface Given {
+  readonly args?: readonly string[];
+  readonly env?: Readonly<Record<string, string>>;
+  /** Text of the file. */
+  readonly file?: string;
+}
+
+/** What a test of the producer sets. */
+interface GivenToProducer extends Given {
+  /** Whether it is to publish; else it makes a dry run, which needs no broker. */
+  readonly publish?: boolean;
+}
+
+/** Reads settings with nothing of the process's own environment. */
+async function read<T>(
+  program: "producer" | "consumer",
+  readConfig: (commandLine: never, options: { env: (name: string) => string | undefined }) => Promise<T>,
+  { args = [], env = {}, file }: Given,
+): Promise<T> {
+  await using stack = new AsyncDisposableStack();
+  const path = file === undefined ? [] : ["--config-path", stack.use(await temporaryFile("config.ini", file)).path];
+  const commandLine = parseCommandLine(program, [...path, ...args]);
+  return await readConfig(commandLine as never, { env: (name) => env[name] });
+}
+
+function producer({ args = [], publish = false, ...given }: GivenToProducer): Promise<ProducerConfig> {
+  return read("producer", readProducerConfig, { ...given, args: [...args, ...(publish ? [] : ["--dry-run"])] });
+}
+
+const BROKER = ["--kafka-bootstrap-servers", "localhost"];
+const TOPIC = ["--kafka-topic", "apache"];
+
+function consumer(given: Given): Promise<ConsumerConfig> {
+  return read("consumer", readConsumerConfig, given);
+}
+
+/** Changes the working folder until the end. */
+function workIn(folder: string): Disposable {
+  const before = Deno.cwd();
+  Deno.chdir(folder);
+  return { [Symbol.dispose]: () => Deno.chdir(before) };
+}
+
+/** A folder with certificates and keys, good and bad. */
+async function makeCertificates(): Promise<{ readonly path: string } & AsyncDisposable> {
+  const authority = await createAuthority("authority");
+  const own = await authority.issue({ commonName: "own" });
+  const other = await authority.issue({ commonName: "other" });
+  const expired = await authority.issue({ commonName: "expired", notAfter: new Date("2026-01-02T03:04:05Z") });
+  const path = await Deno.makeTempDir();
+  const files: Record<string, string | Uint8Array> = {
+    "authority.pem": authority.certificate,
+    "own.cert": own.certificate,
+    "own.key": own.key,
+    "other.key": other.key,
+    "expired.cert": expired.certificate,
+    "expired.key": expired.key,
+    "encrypted.key": String(
+      createPrivateKey(own.key).export({ type: "pkcs8", format: "pem", cipher: "aes-256-cbc", passphrase: "hunter2" }),
+    ),
+    "text.pem": "no certificate\n",
+    "binary.pem": new Uint8Array([0x30, 0x82, 0, 0xff]),
+    "bundle.pem": authority.certificate + authority.certificate.replace(/\n.{40}/, "\nAAAA"),
+  };
+  for (const [name, content] of Object.entries(files)) {
+    await Deno.writeFile(`${path}/${name}`, typeof content === "string" ? new TextEncoder().encode(content) : content);
+  }
+  return { path, [Symbol.asyncDispose]: () => Deno.remove(path, { recursive: true }) };
+}
+
+// Invalid files
+
+const WEBSITE_KEYS = "expected one of url, regex, interval, pooling_interval, timeout";
+const SECTIONS = "expected [website_NAME] or one of [kafka], [postgres], [producer], [log]";
+const TOPIC_NAME = "expected 1 to 249 letters, digits, dots, dashes and underscores, as Kafka takes for a topic";
+const TWICE_READ = "which JavaScript and Python read differently";
+const SERVER_LIST = "expected host:port with a name or IPv4 address, several separated by commas";
+
+/** Message by file; `FILE` stands for its path. */
+const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
+  "missing.ini": "Cannot read configuration file 'FILE': there is no such file",
+  "": "Cannot read configuration file 'FILE': expected a file, got a directory",
+  "binary.ini": "Cannot read configuration file 'FILE': expected text in UTF-8, got binary data",
+  "utf16.ini": "Cannot read configuration file 'FILE': expected text in UTF-8, got binary data",
+  "section_typo_website.ini": `Cannot read section [websit_a] (FILE:1): ${SECTIONS}; did you mean [website_a]?`,
+  "section_typo_kafka.ini": `Cannot read section [kafak] (FILE:1): ${SECTIONS}; did you mean [kafka]?`,
+  "section_upper_case.ini": `Cannot read section [Kafka] (FILE:1): ${SECTIONS}; did you mean [kafka]?`,
+  "section_far.ini": `Cannot read section [metrics] (FILE:1): ${SECTIONS}`,
+  "section_twice.ini": "Cannot read section [website_apache] (FILE:3): it is already there in line 1",
+  "section_swallowed.ini":
+    "Cannot read key 'url' of [website_apache] (FILE:2): an indented line continues its value, and one that follows it is " +
+    "a section or key of its own: expected no space before '[website_nginx]'",
+  "key_typo.ini": `Cannot read key 'pooling_intreval' of [website_apache] (FILE:3): ${WEBSITE_KEYS}; ` +
+    "did you mean pooling_interval?",
+  "key_far.ini": `Cannot read key 'colour' of [website_apache] (FILE:3): ${WEBSITE_KEYS}`,
+  "key_default_typo.ini": `Cannot read key 'timout' of [DEFAULT] (FILE:2): ${WEBSITE_KEYS}, bootstrap_servers, ` +
+    "security_protocol, ssl_cafile, ssl_certfile, ssl_keyfile, group_id, user, password, host, port, database, " +
+    "sslmode, sslrootcert, min_connection, max_connection, drain_timeout, level; did you mean timeout?",
+  "key_twice.ini": "Cannot read key 'timeout' (FILE:4): it is already there in line 3",
+  "key_before_section.ini": "Cannot read key 'url' (FILE:1): expected a [section] before the first key",
+  "key_swallowed.ini":
+    "Cannot read key 'regex' of [website_apache] (FILE:3): an indented line continues its value, and one that follows it " +
+    "is a section or key of its own: expected no space before 'timeout'",
+  "line.ini": "Cannot read the line (FILE:2): expected [section], key = value or a # comment",
+  "reference.ini":
+    "Cannot resolve %(hots)s in url (FILE:2): expected a key of the section or of [DEFAULT]; %% stands for a percent sign",
+  "reference_loop.ini": "Cannot resolve %(regex)s in url (FILE:2): it leads back to itself",
+  "site_twins.ini": "Cannot use website 'a_b' (FILE:4): Kafka takes its topic for that of website 'a.b' in line 1, " +
+    "since . and _ count as the same: rename one",
+  "url_none.ini": "Cannot read website 'apache' (FILE:1): expected url = https://…, got none",
+  "url_bad.ini":
+    "Cannot read url of website 'apache' (FILE:2): expected a URL such as https://example.com/, got 'httpd.apache.org'",
+  "url_no_host.ini":
+    "Cannot read url of website 'apache' (FILE:2): expected a URL that begins with http:// or https://, got " +
+    "'https:/httpd.apache.org/'",
+  "url_comment.ini":
+    "Cannot read url of website 'apache' (FILE:2): expected a URL without white space, such as https://example.com/, got " +
+    "'https://httpd.apache.org/ # the home page'",
+  "url_ftp.ini":
+    "Cannot read url of website 'apache' (FILE:2): expected a URL that begins with http:// or https://, got " +
+    "'ftp://httpd.apache.org/'",
+  "url_password.ini":
+    "Cannot read url of website 'apache' (FILE:2): expected a URL such as https://example.com/, got " +
+    "'https://********@httpd.apache.org:x/'",
+  "url_port_blocked.ini":
+    "Cannot read url of website 'apache' (FILE:2): expected a port other than 25, which fetch refuses (see \"port " +
+    "blocking\"), got 'http://httpd.apache.org:25/'",
+  "url_port_0.ini":
+    "Cannot read url of website 'apache' (FILE:2): expected a port other than 0, which fetch refuses (see \"port " +
+    "blocking\"), got 'http://httpd.apache.org:0/'",
+  "regex_bad.ini":
+    "Cannot read regex of website 'apache' (FILE:3): expected a regular expression (Unterminated group), got " +
+    "'Apache (HTTP'",
+  "regex_flag.ini":
+    "Cannot read regex of website 'apache' (FILE:3): expected flags among i, m, s and u in (?x), not 'x', got " +
+    "'(?x)Apache'",
+  "regex_bracket.ini":
+    "Cannot read regex of website 'apache' (FILE:3): expected \\] for a bracket in a class, or [\\s\\S] for any character " +
+    `instead of [^], ${TWICE_READ}, got '[^]]+'`,
+  "interval_zero.ini":
+    "Cannot read interval of website 'apache' (FILE:3): expected a duration from 100ms to 20d, got '0'",
+  "interval_negative.ini":
+    "Cannot read interval of website 'apache' (FILE:3): expected a duration from 100ms to 20d, got '-5'",
+  "interval_often.ini":
+    "Cannot read interval of website 'apache' (FILE:3): expected a duration such as 10s, got 'often'",
+  "interval_long.ini":
+    "Cannot read interval of website 'apache' (FILE:3): expected a duration from 100ms to 20d, got '21d'",
+  "interval_comment.ini":
+    "Cannot read interval of website 'apache' (FILE:3): expected a duration such as 10s, got '10 ; seconds'",
+  "interval_twice.ini":
+    "Cannot use pooling_interval (FILE:4) beside interval (FILE:3), which means the same: expected one of them",
+  "timeout_bad.ini":
+    "Cannot read timeout of website 'apache' (FILE:3): expected a duration such as 10s, got '10 seconds'",
+  "site_none.ini":
+    "Cannot find a site to check: expected --url, URL in the environment, or [website_NAME] with a url in FILE",
+  "broker_none.ini": "Cannot find a Kafka broker: expected host:port in --kafka-bootstrap-servers, " +
+    "KAFKA_BOOTSTRAP_SERVERS or bootstrap_servers of [kafka]",
+  "broker_empty.ini": "Cannot find a Kafka broker: expected host:port in --kafka-bootstrap-servers, " +
+    "KAFKA_BOOTSTRAP_SERVERS or bootstrap_servers of [kafka]",
+  "broker_bad.ini":
+    `Cannot read bootstrap_servers of [kafka] (FILE:4): ${SERVER_LIST}, got 'PLAINTEXT://********@localhost:9092'`,
+  "broker_port.ini": `Cannot read bootstrap_servers of [kafka] (FILE:4): ${SERVER_LIST}, got 'localhost:65536'`,
+  "broker_ipv6.ini": `Cannot read bootstrap_servers of [kafka] (FILE:4): ${SERVER_LIST}, got '[::1]:9092'`,
+  "security_protocol.ini":
+    "Cannot read security_protocol of [kafka] (FILE:5): expected one of PLAINTEXT, SSL, got 'SASL_SSL'",
+  "name_space.ini": `Cannot use name of website 'a b' (FILE:1): ${TOPIC_NAME}`,
+  "name_umlaut.ini": `Cannot use name of website 'münchen' (FILE:1): ${TOPIC_NAME}`,
+  "name_long.ini": `Cannot use name of website '${"x".repeat(250)}' (FILE:1): ${TOPIC_NAME}`,
+  "name_dot.ini": `Cannot use name of website '.' (FILE:1): ${TOPIC_NAME}`,
+  "name_dots.ini": `Cannot use name of website '..' (FILE:1): ${TOPIC_NAME}`,
+  "name_empty.ini": `Cannot use name of website '' (FILE:1): ${TOPIC_NAME}`,
+  "name_internal.ini":
+    "Cannot use name of website '__consumer_offsets' (FILE:1): expected a name other than that of a " +
+    "topic of Kafka's own",
+  "log_level.ini": "Cannot read level of [log] (FILE:4): expected one of debug, info, warning, error, got 'verbose'",
+  "drain_timeout.ini": "Cannot read drain_timeout of [producer] (FILE:4): expected a duration from 0ms to 1d, got '-1'",
+  "ca_missing.ini": "Cannot read ssl_cafile of [kafka] (FILE:6) './missing.pem': there is no such file",
+  "ca_directory.ini": "Cannot read ssl_cafile of [kafka] (FILE:6) '.': expected a file, got a directory",
+  "ca_key.ini":
+    "Cannot read ssl_cafile of [kafka] (FILE:6) 'other.key': expected a certificate in PEM, got a private key",
+  "ca_binary.ini": "Cannot read ssl_cafile of [kafka] (FILE:6) 'binary.pem': expected text in UTF-8, got binary data",
+  "ca_text.ini": "Cannot read ssl_cafile of [kafka] (FILE:6) 'text.pem': expected a certificate in PEM",
+  "ca_broken_bundle.ini":
+    "Cannot read ssl_cafile of [kafka] (FILE:6) 'bundle.pem': expected a certificate in PEM, got a broken one as number " +
+    "2 of 2",
+  "certificate_alone.ini": "Cannot use ssl_certfile of [kafka] (FILE:6): expected ssl_keyfile beside it, got none",
+  "key_alone.ini": "Cannot use ssl_keyfile of [kafka] (FILE:6): expected ssl_certfile beside it, got none",
+  "key_other.ini": "Cannot use ssl_keyfile of [kafka] (FILE:7): expected the private key of the certificate in " +
+    "'own.cert', got another in 'other.key'",
+  "key_encrypted.ini":
+    "Cannot read ssl_keyfile of [kafka] (FILE:7) 'encrypted.key': expected a private key in PEM, got " +
+    "an encrypted one: only keys without a passphrase are read",
+  "key_certificate.ini":
+    "Cannot read ssl_keyfile of [kafka] (FILE:7) 'own.cert': expected a private key in PEM, got a certificate",
+  "key_text.ini": "Cannot read ssl_keyfile of [kafka] (FILE:7) 'text.pem': expected a private key in PEM",
+};
+
+const INVALID_FOR_CONSUMER: Readonly<Record<string, string>> = {
+  "site_twins.ini": INVALID_FOR_PRODUCER["site_twins.ini"]!,
+  "name_umlaut.ini": INVALID_FOR_PRODUCER["name_umlaut.ini"]!,
+  "topic_none.ini": "Cannot find a topic to read: expected --kafka-topic, KAFKA_TOPIC, or [website_NAME] in FILE",
+  "postgres_host_none.ini":
+    "Cannot find a PostgreSQL server: expected --postgres-host, POSTGRES_HOST or host of [postgres]",
+  "postgres_host_url.ini":
+    "Cannot read host of [postgres] (FILE:5): expected a host name or an IP address, without port, got " +
+    "'postgres://********@db/checks'",
+  "postgres_port.ini": "Cannot read port of [postgres] (FILE:6): expected a whole number from 1 to 65535, got '65536'",
+  "postgres_port_text.ini":
+    "Cannot read port of [postgres] (FILE:6): expected a whole number from 1 to 65535, got '5432.0'",
+  "postgres_sslmode.ini":
+    "Cannot read sslmode of [postgres] (FILE:6): expected one of disable, require, verify-ca, verify-full, got 'prefer'",
+  "postgres_sslrootcert.ini": "Cannot read sslrootcert of [postgres] (FILE:6) 'missing.pem': there is no such file",
+  "postgres_connections.ini":
+    "Cannot use min_connection of [postgres] (FILE:6): expected at most max_connection, which is 4, got 5",
+  "postgres_connection_zero.ini":
+    "Cannot read max_connection of [postgres] (FILE:6): expected a whole number from 1 to 1000, got '0'",
+};
+
+/** Flags for what the other mistakes of a file do not need to have. */
+function beside(program: "producer" | "consumer", file: string): readonly string[] {
+  if (program === "producer") return /^(?:broker_|site_none)/.test(file) ? [] : BROKER;
+  return /^(?:topic_none|postgres)/.test(file) ? [] : BROKER;
+}
+
+for (
+  const [program, readConfig, cases] of [
+    ["producer", readProducerConfig, INVALID_FOR_PRODUCER],
+    ["consumer", readConsumerConfig, INVALID_FOR_CONSUMER],
+  ] as const
+) {
+  Deno.test.each(Object.entries(cases))(`${program} refuses tests/invalid/%s`, async (file, message) => {
+    await using certificates = await makeCertificates();
+    using _ = workIn(certificates.path);
+    const path = `${REPOSITORY}/tests/invalid/${file}`;
+    const commandLine = parseCommandLine(program, ["--config-path", path, ...beside(program, file)]);
+    await assert.rejects(readConfig(commandLine as never, { env: () => undefined }), {
+      name: "ConfigError",
+      message: message.replaceAll("FILE", path),
+    });
+  });
+}
+
+Deno.test("each file of tests/invalid has a message here", async () => {
+  const files = (await Array.fromAsync(Deno.readDir(`${REPOSITORY}/tests/invalid`))).map(({ name }) => name);
+  const known = [...Object.keys(INVALID_FOR_PRODUCER), ...Object.keys(INVALID_FOR_CONSUMER)];
+  assert.deepEqual(files.filter((name) => name.endsWith(".ini") && !known.includes(name)), []);
+});
+
+// Flag before environment before file before default
+
+const SITE = "[website_apache]\nurl = https://httpd.apache.org/\n";
+
+/** A setting with three values, and how the configuration shows it. */
+interface Precedence {
+  readonly section: "kafka" | "postgres" | "producer" | "log";
+  readonly key: string;
+  readonly values: readonly [flag: string, variable: string, file: string, fallback: string];
+}
+
+const PRECEDENCE: readonly Precedence[] = [
+  { section: "kafka", key: "bootstrap_servers", values: ["a:1", "b:2", "c:3", ""] },
+  { section: "kafka", key: "security_protocol", values: ["SSL", "PLAINTEXT", "SSL", "PLAINTEXT"] },
+  { section: "kafka", key: "group_id", values: ["a", "b", "c", "site_checker"] },
+  { section: "postgres", key: "user", values: ["a", "b", "c", "postgres"] },
+  { section: "postgres", key: "password", values: ["a", "b", "c", ""] },
+  { section: "postgres", key: "host", values: ["a", "b", "c", ""] },
+  { section: "postgres", key: "port", values: ["1", "2", "3", "5432"] },
+  { section: "postgres", key: "database", values: ["a", "b", "c", "postgres"] },
+  { section: "postgres", key: "sslmode", values: ["require", "disable", "verify-ca", "verify-full"] },
+  { section: "postgres", key: "min_connection", values: ["0", "2", "3", "1"] },
+  { section: "postgres", key: "max_connection", values: ["7", "8", "9", "2"] },
+  { section: "log", key: "level", values: ["debug", "warning", "error", "info"] },
+];
+
+/** Value of a setting as the program gets it. */
+function valueOf({ kafka, groupId, postgres, logLevel }: ConsumerConfig, section: string, key: string): string {
+  const value = {
+    bootstrap_servers: kafka.bootstrapServers.join(","),
+    security_protocol: kafka.tls === null ? "PLAINTEXT" : "SSL",
+    group_id: groupId,
+    min_connection: postgres?.minConnection,
+    max_connection: postgres?.maxConnection,
+    level: logLevel,
+  }[key] ?? (section === "postgres" ? postgres?.[key as "host"] : undefined);
+  return String(value ?? "");
+}
+
+Deno.test.each(PRECEDENCE)("readConsumerConfig() takes $key by flag, variable, file and default", async (
+  { section, key, values: [flag, variable, file, fallback] },
+) => {
+  const name = (SETTINGS[section] as Record<string, Setting<unknown>>)[key]?.flag ?? "";
+  const given = {
+    args: [...TOPIC, `--${name}=${flag}`],
+    env: { [environmentName(name)]: variable },
+    file: `[${section}]\n${key} = ${file}\n`,
+  };
+  // What else must be there, where the setting under test is not the same.
+  const rest = { KAFKA_BOOTSTRAP_SERVERS: "localhost", POSTGRES_HOST: "db" };
+  const read = async ({ args = TOPIC, env = {}, file }: Given) =>
+    valueOf(await consumer({ args, env: { ...rest, ...env }, ...(file !== undefined && { file }) }), section, key);
+  assert.equal(await read(given), flag);
+  assert.equal(await read({ ...given, args: TOPIC }), variable);
+  if (environmentName(name) in rest) return;
+  assert.equal(await read({ file: given.file }), file);
+  assert.equal(await read({ file: given.file, env: { [environmentName(name)]: "" } }), file, "empty is not set");
+  assert.equal(await read({}), fallback);
+  assert.equal(await read({ file: `[${section}]\n${key} =\n` }), fallback, "empty is not set");
+});
+
+Deno.test.each(["bootstrap_servers", "host"])("readConsumerConfig() takes %s of the file", async (key) => {
+  const config = await consumer({ args: TOPIC, file: "[kafka]\nbootstrap_servers = c:3\n[postgres]\nhost = c:3:4\n" });
+  assert.equal(valueOf(config, "postgres", key), key === "host" ? "c:3:4" : "c:3");
+});
+
+Deno.test("readProducerConfig() takes drain_timeout by flag, variable, file and default", async () => {
+  const file = `${SITE}[producer]\ndrain_timeout = 3\n`;
+  const read = async (given: Given) => (await producer(given)).drainTimeoutMs;
+  assert.equal(await read({ args: ["--drain-timeout", "0"], env: { DRAIN_TIMEOUT: "2" }, file }), 0);
+  assert.equal(await read({ env: { DRAIN_TIMEOUT: "2" }, file }), 2_000);
+  assert.equal(await read({ file }), 3_000);
+  assert.equal(await read({ file: SITE }), 30_000);
+});
+
+Deno.test("readConsumerConfig() takes the certificate files by flag, variable and file", async () => {
+  await using certificates = await makeCertificates();
+  using _ = workIn(certificates.path);
+  const own = await Deno.readTextFile("own.cert");
+  const authority = await Deno.readTextFile("authority.pem");
+  const rest = [...TOPIC, ...BROKER, "--kafka-ssl-certfile=own.cert", "--kafka-ssl-keyfile=own.key"];
+  const file = "[kafka]\nssl_cafile = missing.pem\n[postgres]\nhost = db\nsslrootcert = authority.pem\n";
+  const config = await consumer({
+    args: [...rest, "--kafka-ssl-cafile=authority.pem"],
+    env: { KAFKA_SSL_CAFILE: "missing.pem", POSTGRES_SSLROOTCERT: "own.cert" },
+    file,
+  });
+  assert.deepEqual(config.kafka.tls, { ca: authority, cert: own, key: await Deno.readTextFile("own.key") });
+  assert.equal(config.postgres?.ca, own);
+  const byVariable = await consumer({ args: rest, env: { KAFKA_SSL_CAFILE: "own.cert" }, file });
+  assert.equal(byVariable.kafka.tls?.ca, own);
+  assert.equal(byVariable.postgres?.ca, authority);
+});
+
+Deno.test("readProducerConfig() lets flags change every site of the file, and TIMEOUT too", async () => {
+  const file = `[website_a]\nurl = http://a/\ninterval = 5\ntimeout = 1\n[website_b]\nurl = http://b/\n`;
+  const times = async (given: Given) =>
+    (await producer({ ...given, file })).sites.map(({ intervalMs, timeoutMs }) => [intervalMs, timeoutMs]);
+  assert.deepEqual(await times({}), [[5_000, 1_000], [20_000, 10_000]]);
+  assert.deepEqual(await times({ args: ["--interval=7", "--timeout=2"] }), [[7_000, 2_000], [7_000, 2_000]]);
+  assert.deepEqual(await times({ env: { TIMEOUT: "3" } }), [[5_000, 3_000], [20_000, 3_000]]);
+});
+
+Deno.test("each setting's fallback in --help is what holds", async () => {
+  const { sites, drainTimeoutMs } = await producer({ args: ["--url=http://a/"] });
+  const { groupId, postgres } = await consumer({ args: [...BROKER, ...TOPIC, "--postgres-host=db"] });
+  assert.deepEqual(
+    {
+      interval: `${sites[0]!.intervalMs / 1_000}s`,
+      drain_timeout: `${drainTimeoutMs / 1_000}s`,
+      group_id: groupId,
+      user: postgres?.user,
+      port: String(postgres?.port),
+      min_connection: String(postgres?.minConnection),
+    },
+    {
+      interval: SETTINGS.website.interval.fallback,
+      drain_timeout: SETTINGS.producer.drain_timeout.fallback,
+      group_id: SETTINGS.kafka.group_id.fallback,
+      user: SETTINGS.postgres.user.fallback,
+      port: SETTINGS.postgres.port.fallback,
+      min_connection: SETTINGS.postgres.min_connection.fallback,
+    },
+  );
+});
+
+// One site by flag or variable
+
+const FILE_WITH_SITES = `[DEFAULT]\ntimeout = 3\n[kafka]\nbootstrap_servers = broker:1\n${SITE}regex = Apache\n`;
+
+Deno.test.each([{ args: ["--url", "https://a.org/"] }, { env: { URL: "https://a.org/" } }])(
+  "readProducerConfig() checks exactly the site of %o and takes the rest of the file",
+  async (given: Given) => {
+    const { sites, kafka } = await producer({ ...given, file: FILE_WITH_SITES, publish: true });
+    assert.deepEqual(sites, [{
+      name: "a.org",
+      url: "https://a.org/",
+      authorization: null,
+      regex: null,
+      pattern: null,
+      intervalMs: 20_000,
+      timeoutMs: 10_000,
+    }]);
+    assert.deepEqual(kafka, { bootstrapServers: ["broker:1"], tls: null });
+  },
+);
+
+Deno.test("readProducerConfig() takes NAME, REGEX and INTERVAL beside a URL, flags before them", async () => {
+  const env = { NAME: "n", REGEX: "(?i)r", INTERVAL: "5", TIMEOUT: "2", URL: "http://env/" };
+  const [site] = (await producer({ env })).sites;
+  assert.deepEqual(site, {
+    name: "n",
+    url: "http://env/",
+    authorization: null,
+    regex: "(?i)r",
+    pattern: /r/i,
+    intervalMs: 5_000,
+    timeoutMs: 2_000,
+  });
+  const args = ["--url=http://flag/", "--name=m", "--regex=s", "--pooling-interval=6", "--timeout=1"];
+  const [other] = (await producer({ env, args })).sites;
+  assert.deepEqual([other?.url, other?.name, other?.regex, other?.intervalMs, other?.timeoutMs], [
+    ...["http://flag/", "m", "s"],
+    ...[6_000, 1_000],
+  ]);
+});
+
+Deno.test("readProducerConfig() leaves NAME, REGEX and INTERVAL alone without a URL", async () => {
+  const env = { NAME: "n", REGEX: "(", INTERVAL: "often", POOLING_INTERVAL: "often" };
+  const { sites } = await producer({ env, file: SITE });
+  assert.deepEqual(sites.map(({ name, regex, intervalMs }) => [name, regex, intervalMs]), [["apache", null, 20_000]]);
+});
+
+Deno.test.each(["name", "regex"])("readProducerConfig() refuses --%s without a URL", async (flag) => {
+  await assert.rejects(producer({ args: [`--${flag}=a`], file: SITE }), {
+    message: `Cannot use --${flag}: expected --url or URL beside it`,
+  });
+});
+
+Deno.test.each(
+  [
+    ["https://www.example.com:8443/a", "www.example.com"],
+    ["http://[2001:db8::1]/", "2001-db8--1"],
+    ["http://münchen.de/", "xn--mnchen-3ya.de"],
+    ["http://127.1/", "127.0.0.1"],
+  ] as const,
+)("readProducerConfig() names the site of %s by its host, %s", async (url, name) => {
+  assert.equal((await producer({ args: ["--url", url] })).sites[0]?.name, name);
+});
+
+Deno.test("readProducerConfig() tells how to name a site whose host is no topic", async () => {
+  await assert.rejects(producer({ args: ["--url=http://a~b/"] }), {
+    message: `Cannot use name of website 'a~b' (host of --url; --name sets another): ${TOPIC_NAME}`,
+  });
+});
+
+Deno.test("readProducerConfig() refuses an empty flag", async () => {
+  const url = ["--url=http://a/"];
+  await assert.rejects(producer({ args: ["--url="] }), {
+    message: "Cannot read url (--url): expected a URL such as https://example.com/, got ''",
+  });
+  await assert.rejects(producer({ args: [...url, "--regex="] }), {
+    message: "Cannot read regex of website 'a' (--regex): expected a regular expression that is not empty, got ''",
+  });
+  await assert.rejects(producer({ args: ["--config-path="] }), {
+    message: "Cannot read configuration file '': expected the path of a file, got an empty one",
+  });
+});
+
+// Aliases
+
+const ALIASED: readonly (Given & { what: string })[] = [
+  { what: "flag", args: ["--pooling-interval=5", "--url=http://a/"] },
+  { what: "variable", env: { POOLING_INTERVAL: "5", URL: "http://a/" } },
+  { what: "key", file: "[website_a]\nurl = http://a/\npooling_interval = 5" },
+];
+
+Deno.test.each(ALIASED)("pooling_interval is interval's other name as a $what", async (given) => {
+  assert.equal((await producer(given)).sites[0]?.intervalMs, 5_000);
+});
+
+const BOTH: readonly (Given & { what: string; message: string })[] = [
+  {
+    what: "flags",
+    args: ["--pooling-interval=5", "--interval=5", "--url=http://a/"],
+    message: "Cannot use --pooling-interval beside --interval, which means the same: expected one of them",
+  },
+  {
+    what: "variables",
+    env: { POOLING_INTERVAL: "5", INTERVAL: "5", URL: "http://a/" },
+    message: "Cannot use environment variable POOLING_INTERVAL beside environment variable INTERVAL, which means the " +
+      "same: expected one of them",
+  },
+];
+
+Deno.test.each(BOTH)("interval and pooling_interval are refused together as $what", async ({ message, ...given }) => {
+  await assert.rejects(producer(given), { name: "ConfigError", message });
+});
+
+Deno.test("an alias of [DEFAULT] gives way to the section's own key", async () => {
+  const file =
+    "[DEFAULT]\npooling_interval = 5\n[website_a]\nurl = http://a/\ninterval = 6\n[website_b]\nurl = http://b/";
+  assert.deepEqual((await producer({ file })).sites.map(({ intervalMs }) => intervalMs), [6_000, 5_000]);
+});
+
+// The file's dialect
+
+Deno.test("readProducerConfig() reads what the Python program read", async () => {
+  const { sites, kafka } = await producer({
+    publish: true,
+    file: `[DEFAULT]
+pooling_interval: 60
+domain = apache.org
+
+[kafka]
+bootstrap_servers = a.%(domain)s:9092,
+  b.%(domain)s:9092
+security_protocol = PLAINTEXT
+
+[website_httpd]
+url = https://httpd.%(DOMAIN)s/100%%25
+regex = (?P<what>Apache)
+  \\Z
+`,
+  });
+  assert.deepEqual(sites.map(({ url, regex, intervalMs }) => [url, regex, intervalMs]), [
+    ["https://httpd.apache.org/100%25", "(?P<what>Apache)\n\\Z", 60_000],
+  ]);
+  assert.ok(sites[0]?.pattern?.test("Apache\n"));
+  assert.deepEqual(kafka?.bootstrapServers, ["a.apache.org:9092", "b.apache.org:9092"]);
+});
+
+Deno.test("[DEFAULT] holds for sections that are not in the file, too", async () => {
+  const file = `[DEFAULT]\nlevel = debug\nbootstrap_servers = broker:1\n${SITE}`;
+  const { logLevel, kafka } = await producer({ file, publish: true });
+  assert.deepEqual([logLevel, kafka?.bootstrapServers], ["debug", ["broker:1"]]);
+});
+
+Deno.test("readProducerConfig() reads the file of CONFIG_PATH, --config-path before it", async () => {
+  await using file = await temporaryFile("variable.ini", "[website_variable]\nurl = http://a/\n");
+  const env = { CONFIG_PATH: file.path };
+  assert.equal((await producer({ env })).sites[0]?.name, "variable");
+  assert.equal((await producer({ env, file: SITE })).sites[0]?.name, "apache");
+});
+
+// TLS
+
+Deno.test("security_protocol is SSL where a file is named, else PLAINTEXT", async () => {
+  await using certificates = await makeCertificates();
+  using _ = workIn(certificates.path);
+  const tls = async (...args: string[]) =>
+    (await consumer({ args: [...BROKER, ...TOPIC, "--dry-run", ...args] })).kafka.tls;
+  assert.equal(await tls(), null);
+  assert.deepEqual(Object.keys(await tls("--kafka-ssl-cafile=authority.pem") ?? {}), ["ca"]);
+  assert.deepEqual(await tls("--kafka-security-protocol=ssl"), {});
+});
+
+Deno.test("PLAINTEXT beside files is warned of", async () => {
+  const { kafka, warnings } = await consumer({
+    args: [...BROKER, ...TOPIC, "--dry-run", "--kafka-ssl-cafile=ca.pem", "--kafka-security-protocol=PLAINTEXT"],
+  });
+  assert.equal(kafka.tls, null);
+  assert.deepEqual(warnings, [
+    "security_protocol of [kafka] is PLAINTEXT: ssl_cafile, ssl_certfile and ssl_keyfile are not used",
+  ]);
+});
+
+Deno.test("SSL takes ca.pem, service.cert and service.key of the working folder", async () => {
+  await using certificates = await makeCertificates();
+  using _ = workIn(certificates.path);
+  const args = [...BROKER, ...TOPIC, "--dry-run", "--kafka-security-protocol=SSL"];
+  await Deno.copyFile("authority.pem", "ca.pem");
+  assert.deepEqual(Object.keys((await consumer({ args })).kafka.tls ?? {}), ["ca"]);
+  await Deno.copyFile("own.cert", "service.cert");
+  await assert.rejects(consumer({ args }), {
+    message: "Cannot use ssl_certfile of [kafka] (default): expected ssl_keyfile beside it, got none",
+  });
+  await Deno.copyFile("own.key", "service.key");
+  const { kafka, effective } = await consumer({ args });
+  assert.deepEqual(kafka.tls, {
+    ca: await Deno.readTextFile("authority.pem"),
+    cert: await Deno.readTextFile("own.cert"),
+    key: await Deno.readTextFile("own.key"),
+  });
+  assert.ok(effective.some((line) => /^ssl_keyfile = \.\/service\.key\s+; default$/.test(line)));
+  await Deno.remove("ca.pem");
+  await Deno.mkdir("ca.pem");
+  await assert.rejects(consumer({ args }), {
+    message: "Cannot read ssl_cafile of [kafka] (default) './ca.pem': expected a file, got a directory",
+  });
+});
+
+Deno.test("an expired client certificate is warned of", async () => {
+  await using certificates = await makeCertificates();
+  using _ = workIn(certificates.path);
+  const args = ["--kafka-ssl-certfile=expired.cert", "--kafka-ssl-keyfile=expired.key"];
+  const { warnings } = await consumer({ args: [...BROKER, ...TOPIC, "--dry-run", ...args] });
+  assert.deepEqual(warnings, ["the certificate in expired.cert has expired on Jan  2 03:04:05 2026 GMT"]);
+});
+
+Deno.test("sslmode is disable on a loopback host, verify-full elsewhere, verify-ca with sslrootcert", async () => {
+  await using certificates = await makeCertificates();
+  using _ = workIn(certificates.path);
+  const args = [...BROKER, ...TOPIC];
+  const sslmode = async (host: string, ...more: string[]) =>
+    (await consumer({ args: [...args, "--postgres-host", host, ...more] })).postgres?.sslmode;
+  for (const host of ["localhost", "LOCALHOST", "127.0.0.1", "::1"]) assert.equal(await sslmode(host), "disable");
+  for (const host of ["db", "10.0.0.1", "localhost.example.com"]) assert.equal(await sslmode(host), "verify-full");
+  assert.equal(await sslmode("localhost", "--postgres-sslrootcert=authority.pem"), "verify-ca");
+  const { warnings } = await consumer({
+    args: [...args, "--postgres-host=db", "--postgres-sslrootcert=authority.pem", "--postgres-sslmode=disable"],
+  });
+  assert.deepEqual(warnings, ["sslmode of [postgres] is disable: sslrootcert is not used"]);
+});
+
+Deno.test("max_connection is no less than min_connection", async () => {
+  const { postgres } = await consumer({
+    args: [...BROKER, ...TOPIC, "--postgres-host=db", "--postgres-min-connection=7"],
+  });
+  assert.deepEqual([postgres?.minConnection, postgres?.maxConnection], [7, 7]);
+});
+
+// Topics
+
+Deno.test("readConsumerConfig() takes topics repeated, separated by commas, and /regexes/ with commas in them", async () => {
+  const { topics, effective } = await consumer({
+    args: [...BROKER, "--dry-run", "--kafka-topic", "a, b,,a", "--kafka-topic=/c{1,2}/,d,/(?i)e|f/"],
+    env: { KAFKA_TOPIC: "x" },
+    file: SITE,
+  });
+  assert.deepEqual(topics, { names: ["a", "b", "d"], patterns: [/^(?:c{1,2})$/, /^(?:e|f)$/i] });
+  assert.ok(effective.some((line) => /^topic = a,b,d,\/c\{1,2\}\/,\/\(\?i\)e\|f\/ +; --kafka-topic$/.test(line)));
+});
+
+Deno.test("readConsumerConfig() takes the topics of KAFKA_TOPIC, else the sites of the file", async () => {
+  const args = [...BROKER, "--dry-run"];
+  const file = `${SITE}[website_python]\n`;
+  assert.deepEqual((await consumer({ args, file, env: { KAFKA_TOPIC: "a,/b/" } })).topics, {
+    names: ["a"],
+    patterns: [/^(?:b)$/],
+  });
+  assert.deepEqual((await consumer({ args, file, env: { KAFKA_TOPIC: "" } })).topics.names, ["apache", "python"]);
+});
+
+Deno.test.each(
+  [
+    ["a b", `Cannot use topic 'a b' (--kafka-topic): ${TOPIC_NAME}`],
+    ["/a", "Cannot read topic '/a' (--kafka-topic): expected /pattern/"],
+    ["//", "Cannot read topic '//' (--kafka-topic): expected /pattern/"],
+    ["/(/", "Cannot read topic '/(/' (--kafka-topic): expected a regular expression (Unterminated group)"],
+    ["/a)|(b/", "Cannot read topic '/a)|(b/' (--kafka-topic): expected a regular expression (Unmatched ')')"],
+    [
+      "__consumer_offsets",
+      "Cannot use topic '__consumer_offsets' (--kafka-topic): expected a name other than that of a topic of Kafka's own",
+    ],
+    [
+      ",",
+      "Cannot find a topic to read: expected --kafka-topic, KAFKA_TOPIC, or [website_NAME] in the file of --config-path",
+    ],
+  ] as const,
+)("readConsumerConfig() refuses --kafka-topic '%s'", async (topic, message) => {
+  await assert.rejects(consumer({ args: [...BROKER, "--kafka-topic", topic] }), { name: "ConfigError", message });
+});
+
+// What is shown
+
+Deno.test("effective shows every setting in force and where it stands", async (t) => {
+  const { effective, warnings } = await consumer({
+    args: ["--kafka-topic=apache", "--postgres-port", "6432", ...BROKER],
+    env: { POSTGRES_PASSWORD: "hunter2", POSTGRES_HOST: "db" },
+  });
+  await t.assertSnapshot(effective.join("\n"), { serializer: String });
+  assert.deepEqual(warnings, []);
+});
+
+Deno.test("effective of the producer shows its sites", async (t) => {
+  const args = ["--url=https://me:hunter2@a/", "--regex=a\nb", "--timeout=1m", ...BROKER];
+  const { effective, warnings } = await producer({ args, publish: true });
+  await t.assertSnapshot(effective.join("\n"), { serializer: String });
+  assert.deepEqual(warnings, [
+    "timeout of website 'a' (1m) is longer than its interval (20s): while it hangs, checks are left out",
+  ]);
+});
+
+Deno.test.each(
+  [
+    ["https://me:hunter2@a/", "me:hunter2"],
+    ["https://hunter2@a/", "hunter2:"],
+    ["https://me:50%@a/", "me:50%"],
+    ["https://m%C3%A9:a%40b%zz@a/", "mé:a@b%zz"],
+  ] as const,
+)("readProducerConfig() takes user and password out of %s", async (url, credentials) => {
+  const { sites, effective } = await producer({ args: ["--url", url] });
+  const bytes = new TextEncoder().encode(credentials);
+  assert.deepEqual([sites[0]?.url, sites[0]?.authorization], ["https://a/", `Basic ${bytes.toBase64()}`]);
+  assert.ok(!/hunter2|50%|a%40b/.test(effective.join("\n")));
+});
+
+/** Ways to set a secret wrongly, each with it in; `hunter2` is the secret. */
+const LEAKS: readonly (Given & { what: string; says: RegExp })[] = [
+  { what: "a URL with a slash in its password", args: ["--url=https://me:hunt/erhunter2@a:x/"], says: /read url/ },
+  { what: "a URL with a space in its password", args: ["--url=https://me:hunter2 hunter2@a/"], says: /read url/ },
+  { what: "a URL with an @ in its password", args: ["--url=https://me:hunter2@hunter2@a:x/"], says: /read url/ },
+  { what: "a URL with a token", args: ["--url=ftp://hunter2@a/"], says: /read url/ },
+  { what: "a URL without scheme", args: ["--url=me:hunter2@a/"], says: /read url/ },
+  { what: "a URL with a blocked port", env: { URL: "http://me:hunter2@a:25/" }, says: /port other than 25/ },
+  { what: "a URL in two lines", file: "[website_a]\nurl = http://me:hunter2\n  hunter2@a/", says: /read url/ },
+  { what: "a database's URL for a host", args: ["--postgres-host=postgres://me:hunter2@db/"], says: /read host/ },
+  {
+    what: "a broker with a password",
+    args: ["--kafka-bootstrap-servers=me:hunter2@a:1"],
+    says: /read bootstrap_servers/,
+  },
+  { what: "a password without delimiter", file: "[postgres]\npassword hunter2", says: /read the line/ },
+  { what: "a password in the next line", file: "[postgres]\npassword =\nhunter2", says: /read the line/ },
+  { what: "a password behind two words", file: "[postgres]\nthe password hunter2: x", says: /read the line/ },
+  { what: "an unknown key", file: "[postgres]\npasswort = hunter2", says: /read key 'passwort'/ },
+  { what: "an unknown section", file: "[postgresql]\npassword = hunter2", says: /read section \[postgresql\]/ },
+];
+
+Deno.test.each(LEAKS)("no message shows the secret of $what", async ({ args = [], env = {}, says, ...file }) => {
+  const ofConsumer = args.some((arg) => /postgres|kafka/.test(arg));
+  const reading = ofConsumer
+    ? consumer({ args: [...BROKER, ...TOPIC, ...args], env, ...file })
+    : producer({ args, env, ...file });
+  await assert.rejects(reading, (error) => {
+    assert.ok(error instanceof ConfigError);
+    assert.match(error.message, says);
+    assert.doesNotMatch(Deno.inspect(error), /hunter2/);
+    return true;
+  });
+});
+
+// Permissions
+
+Deno.test("the tasks allow the variable of each flag, and no other", async () => {
+  const project = JSON.parse(await Deno.readTextFile(`${REPOSITORY}/deno.json`));
+  const own = { producer: ["CONFIG_PATH", "NAME"], consumer: ["CONFIG_PATH", "KAFKA_TOPIC"] };
+  for (const program of ["producer", "consumer"] as const) {
+    const settings = Object.values(SETTINGS).flatMap((section) => Object.entries<Setting<unknown>>(section));
+    const names = settings.filter(([, { programs }]) => programs.includes(program))
+      .flatMap(([key, setting]) => flagNames(key, setting).map(environmentName));
+    const allowed = /--allow-env=(\S+)/.exec(project.tasks[program].command)?.[1]?.split(",") ?? [];
+    assert.deepEqual(allowed.toSorted(), [...names, ...own[program]].toSorted());
+  }
+});

@@ -1,0 +1,207 @@
+import assert from "node:assert/strict";
+import { freePorts } from "../local/port.ts";
+import {
+  eventually,
+  kafkaFlags,
+  readByConsole,
+  runProgram,
+  runWell,
+  startProgram,
+  startSite,
+  temporaryFile,
+  testStack,
+  uniqueName,
+} from "./support.ts";
+
+Deno.test("producer --once publishes one metric of each site of the file, whatever became of it", async () => {
+  await using site = startSite((request) =>
+    request.url.endsWith("/500") ? new Response("no", { status: 500 }) : new Response("It works")
+  );
+  const [up, broken, dead] = [uniqueName("up.site"), uniqueName("broken"), uniqueName("dead")];
+  await using file = await temporaryFile(
+    "config.ini",
+    `[kafka]\nbootstrap_servers = ${testStack().kafka}\n
+[website_${up}]\nurl = ${site.url}\nregex = (?i)it WORKS\n
+[website_${broken}]\nurl = ${site.url}500\n
+[website_${dead}]\nurl = http://127.0.0.1:${freePorts(1)[0]}/\npooling_interval = 5\n`,
+  );
+  await runWell("producer", ["--once", "--config-path", file.path]);
+  const records = (await Promise.all([up, broken, dead].map((topic) => readByConsole(topic, 1)))).flat();
+  assert.deepEqual(
+    records.map(({ key, value: { name, verdict, error, status_code, has_regex } }) => ({
+      key,
+      name,
+      verdict,
+      error,
+      status_code,
+      has_regex,
+    })),
+    [
+      { key: up, name: up, verdict: "up", error: null, status_code: 200, has_regex: true },
+      { key: broken, name: broken, verdict: "down", error: "status", status_code: 500, has_regex: null },
+      { key: dead, name: dead, verdict: "down", error: "refused", status_code: null, has_regex: null },
+    ],
+  );
+  for (const { timestamp, headers, value } of records) {
+    assert.equal(timestamp, Date.parse(String(value["occurred_at"])));
+    assert.equal(headers, "content-type:application/json,version:1");
+  }
+});
+
+Deno.test("producer takes a site from flags, over mutual TLS", async () => {
+  await using site = startSite(() => new Response("hello"));
+  const name = uniqueName("flags");
+  const { kafkaSsl, certificates } = testStack();
+  await runWell("producer", [
+    "--once",
+    ...["--name", name, "--url", site.url, "--regex", "^hello$", "--pooling-interval", "5", "--timeout", "2s"],
+    ...["--kafka-bootstrap-servers", kafkaSsl, "--kafka-security-protocol", "SSL"],
+    ...["--kafka-ssl-cafile", `${certificates}/ca.pem`, "--kafka-ssl-certfile", `${certificates}/service.cert`],
+    ...["--kafka-ssl-keyfile", `${certificates}/service.key`],
+  ]);
+  const [record] = await readByConsole(name, 1);
+  assert.equal(record?.value["has_regex"], true);
+});
+
+Deno.test("producer takes a site from the environment, as an env file gives it", async () => {
+  await using site = startSite(() => new Response("hello"));
+  const name = uniqueName("env");
+  const { kafkaSsl, certificates } = testStack();
+  await runWell("producer", ["--once"], {
+    env: {
+      NAME: name,
+      URL: site.url,
+      REGEX: "missing",
+      POOLING_INTERVAL: "10",
+      KAFKA_BOOTSTRAP_SERVERS: kafkaSsl,
+      KAFKA_SECURITY_PROTOCOL: "SSL",
+      KAFKA_SSL_CAFILE: `${certificates}/ca.pem`,
+      KAFKA_SSL_CERTFILE: `${certificates}/service.cert`,
+      KAFKA_SSL_KEYFILE: `${certificates}/service.key`,
+    },
+  });
+  const [record] = await readByConsole(name, 1);
+  assert.deepEqual([record?.value["verdict"], record?.value["error"]], ["down", "regex"]);
+});
+
+Deno.test("producer exits 2 where the broker's certificate is not trusted", async () => {
+  await using site = startSite(() => new Response("hello"));
+  const { code, stderr } = await runProgram("producer", [
+    "--once",
+    "--url",
+    site.url,
+    `--kafka-bootstrap-servers=${testStack().kafkaSsl}`,
+    "--kafka-security-protocol=SSL",
+  ]);
+  assert.equal(code, 2, stderr);
+  assert.match(stderr, /Cannot connect to Kafka at 127\.0\.0\.1:\d+ over TLS: .*certificate/);
+});
+
+Deno.test("producer checks every interval, and publishes on SIGTERM what is under way", async () => {
+  await using site = startSite(async () => {
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    return new Response("slow");
+  });
+  const name = uniqueName("sigterm");
+  await using producer = startProgram("producer", [
+    ...["--name", name, "--url", site.url, "--interval", "400ms", "--timeout", "350ms"],
+    ...kafkaFlags(),
+  ]);
+  const visits = await eventually(() => site.visits >= 5 && site.visits);
+  const { code, stderr } = await producer.stop("SIGTERM");
+  assert.equal(code, 0, stderr);
+  assert.equal(site.visits, visits);
+  const values = (await readByConsole(name, visits)).map(({ value }) => value);
+  assert.equal(new Set(values.map(({ id }) => id)).size, visits);
+  const due = values.map(({ scheduled_at }) => Date.parse(String(scheduled_at)));
+  // A check that a busy machine makes too late is left out; none moves the others.
+  for (const time of due) {
+    const rest = Math.abs(time - due[0]!) % 400;
+    assert.ok(Math.min(rest, 400 - rest) <= 2, `due ${time - due[0]!} ms after the first`);
+  }
+});
+
+Deno.test("producer --once gives up after --drain-timeout, and says how many metrics Kafka has not", async () => {
+  await using site = startSite(() => new Response("hello"));
+  const { code, stderr } = await runProgram("producer", [
+    "--once",
+    "--drain-timeout=500ms",
+    "--url",
+    site.url,
+    `--kafka-bootstrap-servers=127.0.0.1:${freePorts(1)[0]}`,
+  ]);
+  assert.equal(code, 1);
+  assert.match(stderr, /Kafka has not taken 1 metric\(s\)/);
+});
+
+Deno.test("producer ends within ten seconds of SIGTERM though Kafka is away, and at once at a second signal", async () => {
+  await using site = startSite(() => new Response("hello"));
+  const args = ["--url", site.url, "--interval=200ms", `--kafka-bootstrap-servers=127.0.0.1:${freePorts(1)[0]}`];
+  await using patient = startProgram("producer", args);
+  await using hasty = startProgram("producer", args);
+  await Promise.all([patient, hasty].map((producer) => producer.waitFor("Cannot use Kafka at")));
+  const begun = performance.now();
+  const { code, stderr } = await patient.stop("SIGTERM");
+  assert.ok(performance.now() - begun < 10_000);
+  assert.equal(code, 1);
+  assert.match(stderr, /Kafka has not taken \d+ metric\(s\), which are lost/);
+  const ended = hasty.stop("SIGINT");
+  await hasty.waitFor("SIGINT: ending");
+  Deno.kill(hasty.pid, "SIGINT");
+  assert.equal((await ended).code, 130);
+});
+
+Deno.test("producer goes on checking while Kafka is away, and publishes all when it is back", async () => {
+  await using site = startSite(() => new Response("hello"));
+  const name = uniqueName("away");
+  const [port] = freePorts(1);
+  await using producer = startProgram("producer", [
+    ...["--name", name, "--url", site.url, "--interval=200ms", `--kafka-bootstrap-servers=127.0.0.1:${port}`],
+  ]);
+  await producer.waitFor("Cannot use Kafka at");
+  const before = await eventually(() => site.visits >= 5 && site.visits);
+  // The broker comes back under that address: a relay to the real one, which then gives its own.
+  await using _relay = relay(port!, testStack().kafka);
+  await producer.waitFor("is back after");
+  const { code } = await producer.stop("SIGTERM");
+  assert.equal(code, 0);
+  const times = (await readByConsole(name, site.visits)).map(({ value }) => Date.parse(String(value["occurred_at"])));
+  assert.ok(times.length > before);
+  assert.deepEqual(times, times.toSorted((a, b) => a - b));
+});
+
+Deno.test("producer --dry-run needs no broker and ends with the reader of its output", async () => {
+  await using site = startSite(() => new Response("hello"));
+  const { code, stdout } = await runWell("producer", ["--once", "--dry-run", "--url", site.url, "--regex", "h.llo"]);
+  assert.equal(code, 0);
+  const lines = stdout.trim().split("\n");
+  assert.equal(lines.length, 1);
+  assert.equal(JSON.parse(lines[0]!).has_regex, true);
+});
+
+function relay(port: number, target: string): AsyncDisposable {
+  const [hostname, targetPort] = target.split(":") as [string, string];
+  const listener = Deno.listen({ hostname: "127.0.0.1", port });
+  const open = new Set<Deno.Conn>();
+  const done = (async () => {
+    for await (const client of listener) {
+      const server = await Deno.connect({ hostname, port: Number(targetPort) });
+      open.add(client).add(server);
+      void client.readable.pipeTo(server.writable).catch(() => {});
+      void server.readable.pipeTo(client.writable).catch(() => {});
+    }
+  })();
+  return {
+    async [Symbol.asyncDispose]() {
+      listener.close();
+      await done;
+      for (const connection of open) {
+        try {
+          connection.close();
+        } catch {
+          // The other end was first.
+        }
+      }
+    },
+  };
+}
