@@ -226,7 +226,12 @@ function judge(
   const failed: { expectation: CheckError; expected: Json; actual: Json; message: string }[] = [];
   if (failure === null) {
     if (status !== null && (status < 200 || status > 399)) {
-      failed.push({ expectation: "status", expected: "200-399", actual: status, message: `status ${status}` });
+      failed.push({
+        expectation: "status",
+        expected: "200-399",
+        actual: status,
+        message: `expected status 200-399, got ${status}`,
+      });
     }
     if (matches === false) {
       failed.push({ expectation: "regex", expected: site.regex, actual: null, message: "no match for the pattern" });
@@ -320,8 +325,15 @@ function describeFailure(
   }
   const message = plainMessage(error);
   const known = FAILURES.find(({ text }) => text.test(message));
-  return { error: known?.error ?? "protocol", phase: known?.phase ?? phase, message };
+  return {
+    error: known?.error ?? "protocol",
+    phase: known?.phase ?? phase,
+    message: message.replaceAll(NOISE_REGEXP, ""),
+  };
 }
+
+/** What tells the classes apart, but says nothing to people. */
+const NOISE_REGEXP = /client error \(\w+\): |invalid peer certificate: (?=certificate)| \(os error \d+\)/g;
 
 /** The failure's text without what differs from check to check or stands in other columns: ports, the address, the time. */
 function plainMessage(error: unknown): string {

@@ -163,6 +163,24 @@ export async function readConsumerConfig(
   return { kafka, groupId, topics, postgres, ...readCommon(source) };
 }
 
+/** Options of {@linkcode readPostgresSettings}. */
+export interface ReadPostgresSettingsOptions extends ReadConfigOptions {
+  /** File with the section `[postgres]`. Default: that of `CONFIG_PATH`, if it is set. */
+  readonly configPath?: string | undefined;
+}
+
+/**
+ * Reads how to reach PostgreSQL, from the environment and the file.
+ *
+ * @throws {ConfigError} with where, what is wrong and what is allowed.
+ */
+export async function readPostgresSettings(
+  { configPath, env = Deno.env.get }: ReadPostgresSettingsOptions = {},
+): Promise<PostgresSettings> {
+  const none = { flags: new Map<string, string>(), topics: [], once: false, dryRun: false, checkConfig: false };
+  return await readPostgres(await Source.open({ ...none, configPath }, env));
+}
+
 function readCommon(source: Source): CommonConfig {
   const logLevel = source.take("log", "level") ?? "info";
   source.show("log", "level", { value: logLevel });

@@ -301,7 +301,8 @@ function isRefusal(error: unknown): boolean {
     /server does not support SSL|no password supplied|client password must be a string/i.test(errorMessage(error));
 }
 
-function poolConfig(settings: PostgresSettings): pg.PoolConfig {
+/** Settings as the driver takes them. */
+export function poolConfig(settings: PostgresSettings): pg.PoolConfig {
   const { host, port, user, password, database, minConnection, maxConnection } = settings;
   return {
     host,
@@ -312,7 +313,7 @@ function poolConfig(settings: PostgresSettings): pg.PoolConfig {
     database,
     min: minConnection,
     max: maxConnection,
-    ssl: sslConfig(settings),
+    ssl: sslOptions(settings),
     connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
     keepAlive: true,
     application_name: "site_checker",
@@ -325,7 +326,7 @@ function poolConfig(settings: PostgresSettings): pg.PoolConfig {
  *
  * @see https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-PROTECTION
  */
-function sslConfig({ sslmode, ca }: PostgresSettings): pg.PoolConfig["ssl"] {
+function sslOptions({ sslmode, ca }: PostgresSettings): pg.PoolConfig["ssl"] {
   const authorities = ca === null ? {} : { ca };
   switch (sslmode) {
     case "disable":

@@ -1,9 +1,11 @@
-import { resolve } from "node:path";
+import { relative, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { styleText } from "node:util";
 import { Command } from "commander";
 import pg from "pg";
+import { readPostgresSettings } from "../lib/config.ts";
 import { print, printError } from "../lib/log.ts";
+import { poolConfig } from "../lib/store.ts";
 import type { Metric } from "../lib/metric.ts";
 import type { Child } from "./child.ts";
 import { formatGrid } from "./grid.ts";
@@ -36,8 +38,7 @@ const OWN_SITE = "yours";
 const SELECT_NEW_ROWS = `
   SELECT id, name, verdict, error, error_message, status_code, response_time, occurred_at
   FROM site_checker.all_checks WHERE occurred_at > $1 AND NOT id = ANY ($2) ORDER BY occurred_at, id`;
-const GO_ON_WITH = "select name, verdict, error, count(*), round(avg(response_time)) as ms " +
-  "from site_checker.all_checks group by 1, 2, 3 order by 1";
+const GO_ON_WITH = "select name, verdict, error, count(*) from site_checker.all_checks group by 1, 2, 3 order by 1";
 
 /** Widths of the table of arriving rows. */
 const COLUMNS = [["time", 12], ["site", 10], ["verdict", 8], ["status", 6], ["ms", 7], ["why", 0]] as const;
@@ -96,12 +97,10 @@ async function demo(options: Options, { signal, requested }: Interruption): Prom
       ((performance.now() - begun) / 1000).toFixed(1)
     } s; their log and configuration:`,
   );
-  print(`  ${FOLDER}\n`);
+  print(`  ${relative(Deno.cwd(), FOLDER)}\n`);
 
-  const { port: _, ...database } = poolConfig(stack.connection);
-  await using pool = disposablePool(
-    new pg.Pool({ ...database, port: Number(stack.connection["POSTGRES_PORT"] || 5432) }),
-  );
+  const settings = await readPostgresSettings({ env: (name) => stack.connection[name] });
+  await using pool = disposablePool(new pg.Pool({ ...poolConfig(settings), max: 1 }));
   const rows: Shown[] = [];
   const stop = new AbortController();
   const showing = showRows(pool.pool, { since, rows, signal: stop.signal });
@@ -150,18 +149,6 @@ function escapePercent(text: string): string {
   return text.replaceAll("%", "%%");
 }
 
-function poolConfig(connection: Connection): pg.PoolConfig {
-  const secure = !["", "disable"].includes(connection["POSTGRES_SSLMODE"] ?? "");
-  return {
-    host: connection["POSTGRES_HOST"],
-    user: connection["POSTGRES_USER"],
-    password: connection["POSTGRES_PASSWORD"] ?? "",
-    database: connection["POSTGRES_DATABASE"],
-    ssl: secure ? { rejectUnauthorized: false } : false,
-    max: 1,
-  };
-}
-
 function disposablePool(pool: pg.Pool): { readonly pool: pg.Pool } & AsyncDisposable {
   pool.on("error", () => {});
   return { pool, [Symbol.asyncDispose]: () => pool.end() };
@@ -173,7 +160,7 @@ async function showRows(
   { since, rows, signal }: { since: Date; rows: Shown[]; signal: AbortSignal },
 ): Promise<void> {
   const seen = new Set<string>();
-  print(styled("bold", COLUMNS.map(([name, width]) => name.padEnd(width)).join("  ").trimEnd()));
+  print(styled("bold", COLUMNS.map(([name, width]) => align(name, name, width)).join("  ").trimEnd()));
   for (let last = false; !last;) {
     last = signal.aborted;
     try {
@@ -202,10 +189,19 @@ function formatRow({ occurred_at, name, verdict, status_code, response_time, err
   ];
   const cells = COLUMNS.map(([column, width], index) => {
     const text = texts[index] ?? "";
-    const cell = column === "status" || column === "ms" ? text.padStart(width) : text.padEnd(width);
+    const cell = align(column, text, width);
     return column === "verdict" ? styled(verdict === "up" ? "green" : "red", cell) : cell;
   });
-  return cells.join("  ").trimEnd();
+  const line = cells.join("  ").trimEnd();
+  if (!Deno.stdout.isTerminal()) return line;
+  // A row is a line, whatever the terminal's width.
+  const room = Deno.consoleSize().columns - COLUMNS.reduce((sum, [, width]) => sum + width + 2, 0);
+  const why = texts.at(-1) ?? "";
+  return why.length > room ? line.slice(0, line.length - why.length + Math.max(0, room - 1)) + "…" : line;
+}
+
+function align(column: typeof COLUMNS[number][0], text: string, width: number): string {
+  return column === "status" || column === "ms" ? text.padStart(width) : text.padEnd(width);
 }
 
 /** Says what came of each site. @returns 0 where each has rows, all of them as expected. */

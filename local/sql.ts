@@ -1,16 +1,12 @@
 import { Command } from "commander";
 import pg from "pg";
+import { type PostgresSettings, readPostgresSettings } from "../lib/config.ts";
+import { ConfigError } from "../lib/error.ts";
 import { print, printError } from "../lib/log.ts";
+import { poolConfig } from "../lib/store.ts";
 import { formatGrid } from "./grid.ts";
 import { hasPostgres, startPostgres } from "./postgres.ts";
-import {
-  type Connection,
-  errorMessageLines,
-  findStack,
-  postgresVariables,
-  STACK_FOLDER,
-  usageExitCode,
-} from "./stack.ts";
+import { errorMessageLines, findStack, postgresVariables, STACK_FOLDER, usageExitCode } from "./stack.ts";
 
 const { BOOL, FLOAT4, FLOAT8, INT2, INT4, INT8, JSON: JSON_TEXT, JSONB, NUMERIC, OID } = pg.types.builtins;
 /** Types of numbers, which are aligned to the right. */
@@ -19,9 +15,9 @@ const JSON_NUMBER_REGEXP = /^-?(?:0|[1-9]\d*)(?:\.\d+)?(?:e[+-]?\d+)?$/i;
 /** A string within JSON, or a separator with the space that PostgreSQL writes behind it. */
 const JSON_TOKEN_REGEXP = /("(?:[^"\\]|\\.)*")|([:,]) /g;
 const UNLIMITED = Number.MAX_SAFE_INTEGER;
-const CONNECT_TIMEOUT_MS = 10_000;
 
 interface Options {
+  readonly configPath?: string;
   readonly folder?: string;
   readonly json?: boolean;
   readonly wide?: boolean;
@@ -30,10 +26,11 @@ interface Options {
 async function main(args: readonly string[]): Promise<number> {
   const command = new Command("sql")
     .description(
-      "Runs a query on the database of POSTGRES_HOST and so on, else on that of the stack, which is started for the " +
+      "Runs a query on the database of --config-path, POSTGRES_HOST and so on, else on that of the stack, which is started for the " +
         "query where it does not run.",
     )
     .argument("<query>", "SQL; several statements are separated by semicolons")
+    .option("--config-path <file>", "file with the section [postgres]")
     .option("--json", "print each row as a line of JSON")
     .option("--wide", "don't shorten long values")
     .option("--folder <folder>", "folder of the stack (default: .local/stack)")
@@ -45,40 +42,46 @@ async function main(args: readonly string[]): Promise<number> {
   } catch (error) {
     return usageExitCode(error);
   }
+  const options = command.opts<Options>();
   try {
-    await using database = await findDatabase(command.opts<Options>().folder ?? STACK_FOLDER);
-    return await run(database.connection, command.args[0] ?? "", command.opts<Options>());
+    await using database = await findDatabase(options);
+    return await run(database.settings, command.args[0] ?? "", options);
   } catch (error) {
     // The reader, such as `head`, has seen enough.
     if (error instanceof Deno.errors.BrokenPipe) return 0;
     printError(`sql: ${errorMessageLines(error)}`);
-    return 1;
+    return error instanceof ConfigError ? 2 : 1;
   }
 }
 
-async function findDatabase(folder: string): Promise<{ readonly connection: Connection } & AsyncDisposable> {
-  if (Deno.env.get("POSTGRES_HOST")) return { connection: Deno.env.toObject(), async [Symbol.asyncDispose]() {} };
+async function findDatabase(
+  { folder = STACK_FOLDER, configPath }: Options,
+): Promise<{ readonly settings: PostgresSettings } & AsyncDisposable> {
+  const nothing = { async [Symbol.asyncDispose]() {} };
+  if (configPath !== undefined || Deno.env.get("POSTGRES_HOST") || Deno.env.get("CONFIG_PATH")) {
+    return { settings: await readPostgresSettings({ configPath }), ...nothing };
+  }
   const stack = await findStack(folder);
-  if (stack !== undefined) return { connection: stack.connection, async [Symbol.asyncDispose]() {} };
+  if (stack !== undefined) {
+    return { settings: await readPostgresSettings({ env: (name) => stack.connection[name] }), ...nothing };
+  }
   if (!await hasPostgres(`${folder}/postgres`)) {
-    throw new Error(
-      "Cannot find a database: expected a stack that has run (deno task stack, deno task demo), or POSTGRES_HOST, " +
-        "POSTGRES_PORT, POSTGRES_USER, POSTGRES_PASSWORD and POSTGRES_DATABASE in the environment",
+    throw new ConfigError(
+      "Cannot find a database: expected a stack that has run (deno task stack, deno task demo), --config-path, or " +
+        "POSTGRES_HOST, POSTGRES_PORT, POSTGRES_USER, POSTGRES_PASSWORD and POSTGRES_DATABASE in the environment",
     );
   }
   const postgres = await startPostgres({ folder: `${folder}/postgres` });
-  return { connection: postgresVariables(postgres), [Symbol.asyncDispose]: () => postgres[Symbol.asyncDispose]() };
+  const connection = postgresVariables(postgres);
+  return {
+    settings: await readPostgresSettings({ env: (name) => connection[name] }),
+    [Symbol.asyncDispose]: () => postgres[Symbol.asyncDispose](),
+  };
 }
 
-async function run(connection: Connection, query: string, { json, wide }: Options): Promise<number> {
+async function run(settings: PostgresSettings, query: string, { json, wide }: Options): Promise<number> {
   const client = new pg.Client({
-    host: connection["POSTGRES_HOST"],
-    port: Number(connection["POSTGRES_PORT"] || 5432),
-    user: connection["POSTGRES_USER"],
-    password: connection["POSTGRES_PASSWORD"] ?? "",
-    database: connection["POSTGRES_DATABASE"],
-    ssl: await sslConfig(connection),
-    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+    ...poolConfig(settings),
     // Values are shown as PostgreSQL writes them.
     types: { getTypeParser: () => (text: string) => text },
   });
@@ -123,19 +126,6 @@ function printResult(
   const cells = rows.map((row) => row.map((value, i) => value === null ? "" : show(value, fields[i]!.dataTypeID)));
   print(formatGrid(columns, cells, wide ? { maxWidth: UNLIMITED } : {}));
   print(`(${rows.length} row${rows.length === 1 ? "" : "s"})`);
-}
-
-/** TLS as libpq's `sslmode` means it; without a mode, none on a loopback host, as with the consumer. */
-async function sslConfig(connection: Connection): Promise<pg.ClientConfig["ssl"]> {
-  const path = connection["POSTGRES_SSLROOTCERT"];
-  const local = ["localhost", "127.0.0.1", "::1"].includes(connection["POSTGRES_HOST"] ?? "");
-  const mode = connection["POSTGRES_SSLMODE"] || (path ? "verify-ca" : local ? "disable" : "verify-full");
-  if (mode === "disable") return false;
-  if (mode === "require" && !path) return { rejectUnauthorized: false };
-  return {
-    ...(path && { ca: await Deno.readTextFile(path) }),
-    ...(mode !== "verify-full" && { checkServerIdentity: () => undefined }),
-  };
 }
 
 /** Value as it stands in a table. */

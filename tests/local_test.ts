@@ -495,7 +495,7 @@ Deno.test("sql and stack exit 2 on wrong usage", async () => {
 Deno.test("sql says how to start a database where there is none", async () => {
   await using folder = await temporaryFolder();
   const { code, stderr } = await runScript("local/sql.ts", ["--folder", folder.path, "SELECT 1"]);
-  assert.equal(code, 1);
+  assert.equal(code, 2);
   assert.match(stderr, /^sql: Cannot find a database: expected a stack that has run \(deno task stack/);
 });
 
