@@ -4,6 +4,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { Kafka, logLevel, Partitioners } from "kafkajs";
 import pg from "pg";
 import { silenceTimeoutWarning } from "../lib/kafka.ts";
+import { environmentName, flagNames, type Setting, SETTINGS } from "../lib/setting.ts";
 import { runKafkaTool } from "../local/kafka.ts";
 import { REPOSITORY } from "../local/repository.ts";
 import { taskCommand } from "../local/task.ts";
@@ -61,8 +62,21 @@ export interface Running extends AsyncDisposable {
   waitFor(text: string | RegExp, timeoutMs?: number): Promise<void>;
 }
 
-/** Variables that the tests' own environment must not hand on. */
-const CLEAN_ENV = { NO_COLOR: "1" };
+/** The tests' own environment (where caches are, say) without the variables of any setting. */
+export function cleanEnvironment(): Record<string, string> {
+  const variables = new Set([
+    ...["NAME", "CONFIG_PATH", "KAFKA_TOPIC"],
+    ...Object.values(SETTINGS).flatMap((section) =>
+      Object.entries<Setting<unknown>>(section).flatMap(([key, setting]) =>
+        flagNames(key, setting).map(environmentName)
+      )
+    ),
+  ]);
+  return {
+    ...Object.fromEntries(Object.entries(Deno.env.toObject()).filter(([name]) => !variables.has(name))),
+    NO_COLOR: "1",
+  };
+}
 
 /** Starts producer.ts or consumer.ts as its task does. */
 export function startProgram(
@@ -75,7 +89,7 @@ export function startProgram(
   const child = new Deno.Command(command, {
     args: [...script, ...args],
     cwd,
-    env: { PATH: Deno.env.get("PATH") ?? "", HOME: Deno.env.get("HOME") ?? "", ...CLEAN_ENV, ...env },
+    env: { ...cleanEnvironment(), ...env },
     clearEnv: true,
     stdin: "null",
     stdout: "piped",
