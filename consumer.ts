@@ -16,7 +16,7 @@ async function consume(context: Context<ConsumerConfig>): Promise<number> {
 
   await using store = await Store.open(config.postgres, { log, signal });
   const writer = new Writer(store, { log, signal: afterAbort(signal, SHUTDOWN_WRITE_MS) });
-  const code = await read(context, (messages) => writer.write(messages));
+  const code = await read(context, (messages, dropped) => writer.write(messages, dropped));
   log.info("Stored {rows} row(s) and {deadLetters} dead letter(s)", writer.stored);
   return code;
 }
@@ -35,10 +35,10 @@ async function read(
   const blocked = new AbortController();
   await subscriber.runToEnd({
     signal: AbortSignal.any([signal, blocked.signal]),
-    handle: async (messages) => {
-      const handled = await handle(messages);
-      if (handled === "blocked") blocked.abort();
-      return handled;
+    handle: (messages, dropped) => {
+      const handling = handle(messages, dropped);
+      handling.stored.then((handled) => handled === "blocked" && blocked.abort(), () => {});
+      return handling;
     },
   });
   return blocked.signal.aborted ? 1 : 0;
@@ -50,7 +50,7 @@ function printRows(messages: Parameters<HandleMessages>[0], log: Log): ReturnTyp
   for (const { message: { topic, partition, offset }, reason } of deadLetters) {
     log.warn("Dead letter {topic}/{partition}@{offset}: {reason}", { topic, partition, offset, reason });
   }
-  return Promise.resolve("stored");
+  return { accepted: Promise.resolve(), stored: Promise.resolve("stored") };
 }
 
 Deno.exitCode = await runProgram("consumer", Deno.args, { readConfig: readConsumerConfig, run: consume });

@@ -27,6 +27,8 @@ import type { OutgoingMessage } from "./spool.ts";
 export const SESSION_TIMEOUT_MS = 10_000;
 
 const HEARTBEAT_INTERVAL_MS = 2_000;
+/** Of one partition, what a fetch brings at most. */
+const MAX_FETCH_PARTITION_BYTES = 4 * 1024 * 1024;
 /** How long a broker may hold an empty fetch; stopping waits for it, and so does each change of topics. */
 const MAX_FETCH_WAIT_MS = 500;
 /** New topics are looked for this often. */
@@ -182,8 +184,19 @@ export class Publisher implements AsyncDisposable {
 /** What became of the messages that were handed over. */
 export type Handled = "stored" | "blocked";
 
-/** Takes messages of one partition; resolves once they are stored, or can't be for now. */
-export type HandleMessages = (messages: KafkaMessage[]) => Promise<Handled>;
+/** What is under way with messages that were handed over. */
+export interface Handling {
+  /** Resolves once there is room for more. */
+  readonly accepted: Promise<void>;
+  /** Resolves once they are stored, or can't be for now; rejects where they were dropped. */
+  readonly stored: Promise<Handled>;
+}
+
+/**
+ * Takes messages of one partition. The signal is aborted when they will be read again, as after the group shared its
+ * partitions out anew: they can be dropped then.
+ */
+export type HandleMessages = (messages: KafkaMessage[], signal: AbortSignal) => Handling;
 
 /** Options of {@linkcode Subscriber}. */
 export interface SubscriberOptions extends ClientOptions {
@@ -348,6 +361,7 @@ export class Subscriber implements AsyncDisposable {
       rebalanceTimeout: SESSION_TIMEOUT_MS,
       heartbeatInterval: HEARTBEAT_INTERVAL_MS,
       maxWaitTimeInMs: MAX_FETCH_WAIT_MS,
+      maxBytesPerPartition: MAX_FETCH_PARTITION_BYTES,
       allowAutoTopicCreation: false,
       partitionAssigners: [subscriptionAssigner],
       // After a failure a new member is made here, one way for all of them.
@@ -355,28 +369,19 @@ export class Subscriber implements AsyncDisposable {
     });
     const ended = new AbortController();
     const over = AbortSignal.any([signal, ended.signal]);
-    const resumes = new Set<ReturnType<typeof setTimeout>>();
-    const commits = new CommitQueue(consumer);
-    const reached = (topic: string, partition: number, next: bigint) => {
-      if (targets === undefined) return;
-      const partitions = targets.get(topic);
-      const target = partitions?.get(partition);
-      if (target === undefined || next < target) return;
-      partitions?.delete(partition);
-      if (partitions?.size === 0) targets.delete(topic);
-      if (targets.size === 0) ended.abort();
-    };
+    const reading = new Reading(consumer, { commits: this.#commits, targets, onDone: () => ended.abort() });
     consumer.on("consumer.crash", ({ payload }) => ended.abort(payload.error));
     consumer.on("consumer.group_join", ({ payload }) => {
+      reading.beginGeneration();
       this.#log.info("Joined group {group}: {partitions} partitions", {
         group: this.#groupId,
         partitions: Object.values(payload.memberAssignment).flat().length,
       });
       if (targets !== undefined && !covers(payload.memberAssignment, targets)) ended.abort(busy(this.#groupId, 1));
     });
-    consumer.on("consumer.end_batch_process", ({ payload }) => {
+    consumer.on("consumer.end_batch_process", ({ payload: { topic, partition, batchSize, lastOffset } }) => {
       // Batches of control records alone never come to the handler.
-      if (payload.batchSize === 0) reached(payload.topic, payload.partition, BigInt(payload.lastOffset) + 1n);
+      if (batchSize === 0) reading.reached(topic, partition, BigInt(lastOffset) + 1n);
     });
     try {
       await consumer.connect();
@@ -385,29 +390,19 @@ export class Subscriber implements AsyncDisposable {
         autoCommit: false,
         eachBatchAutoResolve: false,
         partitionsConsumedConcurrently: PARTITIONS_IN_FLIGHT,
-        eachBatch: async ({ batch, resolveOffset, heartbeat, pause, isRunning, isStale }) => {
+        eachBatch: async ({ batch, resolveOffset, heartbeat, isRunning, isStale }) => {
           if (over.aborted || !isRunning() || isStale()) return;
-          const { topic, partition } = batch;
-          const handled = await withHeartbeats(handle(toMessages(batch)), heartbeat);
-          if (handled === "blocked") {
-            const resume = pause();
-            const timer = setTimeout(() => {
-              resumes.delete(timer);
-              resume();
-            }, BLOCKED_TOPIC_WAIT_MS);
-            resumes.add(timer);
-            return;
-          }
+          const accepted = reading.handOver(batch, handle);
+          // Where the next fetch begins; what is committed is another matter.
           resolveOffset(batch.lastOffset());
-          const next = BigInt(batch.lastOffset()) + 1n;
-          if (this.#commits) await commits.add({ topic, partition, offset: String(next) });
-          reached(topic, partition, next);
+          await withHeartbeats(accepted, heartbeat);
         },
       });
       if (targets === undefined) await this.#untilTopicsChange(topics, over);
       else await aborted(over);
+      if (!(ended.signal.reason instanceof Error) || signal.aborted) await reading.finish(topics);
     } finally {
-      for (const timer of resumes) clearTimeout(timer);
+      reading.end();
       await consumer.disconnect();
     }
     if (!signal.aborted && ended.signal.aborted && ended.signal.reason instanceof Error) {
@@ -432,30 +427,119 @@ export class Subscriber implements AsyncDisposable {
   }
 }
 
-/** Commits what many partitions have to commit in one request. */
-class CommitQueue {
+interface ReadingOptions {
+  /** Whether offsets are committed. */
+  readonly commits: boolean;
+  /** What is to be reached, if there is an end. */
+  readonly targets: Targets | undefined;
+  /** Told when all of it is reached. */
+  readonly onDone: () => void;
+}
+
+/** What one membership has handed over: commits it once it is stored, and reads it again where it can't be. */
+class Reading {
   readonly #consumer: Consumer;
-  #offsets: { topic: string; partition: number; offset: string }[] = [];
+  readonly #options: ReadingOptions;
+  readonly #underWay = new Set<Promise<void>>();
+  /** Timers of partitions that wait. */
+  readonly #blocked = new Map<string, ReturnType<typeof setTimeout>>();
+  #generation = new AbortController();
+  #offsets = new Map<string, { topic: string; partition: number; offset: string }>();
   #commit: Promise<void> | undefined;
 
-  constructor(consumer: Consumer) {
+  constructor(consumer: Consumer, options: ReadingOptions) {
     this.#consumer = consumer;
+    this.#options = options;
   }
 
-  add(offset: { topic: string; partition: number; offset: string }): Promise<void> {
-    this.#offsets.push(offset);
-    this.#commit ??= this.#commitSoon();
-    return this.#commit;
+  /** The group has shared its partitions out anew: reading begins where they are committed. */
+  beginGeneration(): void {
+    this.#generation.abort(new DOMException("The group shared its partitions out anew", "AbortError"));
+    this.#generation = new AbortController();
+    this.#offsets.clear();
+    // They are read from where they are committed, too, and block again if they must.
+    for (const [key, timer] of this.#blocked) {
+      clearTimeout(timer);
+      const [topic, partition] = key.split(":") as [string, string];
+      this.#consumer.resume([{ topic, partitions: [Number(partition)] }]);
+    }
+    this.#blocked.clear();
   }
 
+  /** Hands messages over; resolves once there is room for more. */
+  handOver(batch: Batch, handle: HandleMessages): Promise<void> {
+    const { signal } = this.#generation;
+    const { accepted, stored } = handle(toMessages(batch), signal);
+    const settled = stored.then(
+      (handled) => signal.aborted ? undefined : this.#settle(batch, handled),
+      // Dropped: it is read again.
+      () => {},
+    ).finally(() => this.#underWay.delete(settled));
+    this.#underWay.add(settled);
+    return accepted;
+  }
+
+  /** Notes that a partition is stored up to an offset. */
+  reached(topic: string, partition: number, next: bigint): void {
+    const { targets, onDone } = this.#options;
+    const partitions = targets?.get(topic);
+    const target = partitions?.get(partition);
+    if (targets === undefined || target === undefined || next < target) return;
+    partitions?.delete(partition);
+    if (partitions?.size === 0) targets.delete(topic);
+    if (targets.size === 0) onDone();
+  }
+
+  /** Reads no more, and waits until what was handed over is stored and committed. */
+  async finish(topics: readonly string[]): Promise<void> {
+    this.#consumer.pause(topics.map((topic) => ({ topic })));
+    while (this.#underWay.size > 0) await Promise.allSettled(this.#underWay);
+    await this.#commit?.catch(() => {});
+  }
+
+  /** Forgets what is not stored. */
+  end(): void {
+    this.#generation.abort(new DOMException("Reading ended", "AbortError"));
+    for (const timer of this.#blocked.values()) clearTimeout(timer);
+  }
+
+  async #settle(batch: Batch, handled: Handled): Promise<void> {
+    const { topic, partition } = batch;
+    if (handled === "blocked") return this.#block(batch);
+    const next = BigInt(batch.lastOffset()) + 1n;
+    if (this.#options.commits) {
+      this.#offsets.set(`${topic}:${partition}`, { topic, partition, offset: String(next) });
+      // A commit that fails is made up for by the next one, or the rows are read again.
+      await (this.#commit ??= this.#commitSoon()).catch(() => {});
+    }
+    this.reached(topic, partition, next);
+  }
+
+  /** Commits what many partitions have to commit in one request. */
   async #commitSoon(): Promise<void> {
     // Those that were stored by the same transaction come in the same turn of the event loop.
-    await Promise.resolve();
-    await Promise.resolve();
-    const offsets = this.#offsets;
-    this.#offsets = [];
+    await new Promise((resolve) => setTimeout(resolve, 0));
+    const offsets = [...this.#offsets.values()];
+    this.#offsets.clear();
     this.#commit = undefined;
-    await this.#consumer.commitOffsets(offsets);
+    if (offsets.length > 0) await this.#consumer.commitOffsets(offsets);
+  }
+
+  /** Goes back to a batch that can't be stored now, after a while. */
+  #block(batch: Batch): void {
+    const { topic, partition } = batch;
+    const key = `${topic}:${partition}`;
+    // Those behind the first one are read again with it.
+    if (this.#blocked.has(key)) return;
+    this.#consumer.pause([{ topic, partitions: [partition] }]);
+    this.#consumer.seek({ topic, partition, offset: batch.firstOffset() ?? "0" });
+    this.#blocked.set(
+      key,
+      setTimeout(() => {
+        this.#blocked.delete(key);
+        this.#consumer.resume([{ topic, partitions: [partition] }]);
+      }, BLOCKED_TOPIC_WAIT_MS),
+    );
   }
 }
 

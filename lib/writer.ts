@@ -1,4 +1,4 @@
-import type { Handled } from "./kafka.ts";
+import type { Handled, Handling } from "./kafka.ts";
 import type { Log } from "./log.ts";
 import { decodeMetric, type KafkaMessage, MetricError } from "./metric.ts";
 import { retryForever } from "./retry.ts";
@@ -38,23 +38,29 @@ export interface WriterOptions {
 
 interface Pending extends Decoded {
   readonly topic: string;
-  readonly resolve: (handled: Handled) => void;
-  readonly reject: (reason: unknown) => void;
+  readonly size: number;
+  /** Aborted when nobody wants it to be stored any more. */
+  readonly signal: AbortSignal;
+  readonly stored: PromiseWithResolvers<Handled>;
 }
 
 /** Messages that one transaction takes at most (more where one partition hands over more at once). */
 const MAX_BATCH_MESSAGES = 5_000;
+/** Messages that wait for the database at most, about 3 kB each; reading waits then. */
+const MAX_QUEUED_MESSAGES = 15_000;
 
 /**
  * Gathers what many partitions hand over while a transaction is under way into the next one, so that a thousand topics
- * with a message each cost one statement.
+ * with a message each cost one statement, and reading, decoding and writing overlap.
  */
 export class Writer {
   readonly #store: Store;
   readonly #log: Log;
   readonly #signal: AbortSignal;
-  readonly #queue: Pending[] = [];
   readonly #blocked = new Map<string, string>();
+  #queue: Pending[] = [];
+  #queued = 0;
+  #room = Promise.withResolvers<void>();
   #writing = false;
   #rows = 0;
   #deadLetters = 0;
@@ -71,24 +77,25 @@ export class Writer {
     return { rows: this.#rows, deadLetters: this.#deadLetters };
   }
 
-  /** Topics whose tables can't be made, with the reason. */
-  get blocked(): ReadonlyMap<string, string> {
-    return this.#blocked;
+  /**
+   * Takes messages of one topic over; they are stored in the order in which they come.
+   *
+   * @param signal Drops them, if they are not being stored yet: `stored` rejects with its reason.
+   */
+  write(messages: readonly KafkaMessage[], signal: AbortSignal): Handling {
+    const stored = Promise.withResolvers<Handled>();
+    const [first] = messages;
+    if (first === undefined) stored.resolve("stored");
+    else {
+      this.#queue.push({ ...decodeMessages(messages), topic: first.topic, size: messages.length, signal, stored });
+      this.#queued += messages.length;
+      if (!this.#writing) void this.#run();
+    }
+    return { accepted: this.#untilRoom(), stored: stored.promise };
   }
 
-  /**
-   * Stores messages of one topic.
-   *
-   * @returns "blocked" where the topic's table can't be made, and nothing was stored.
-   * @throws The signal's reason.
-   */
-  write(messages: readonly KafkaMessage[]): Promise<Handled> {
-    const [first] = messages;
-    if (first === undefined) return Promise.resolve("stored");
-    const { promise, resolve, reject } = Promise.withResolvers<Handled>();
-    this.#queue.push({ ...decodeMessages(messages), topic: first.topic, resolve, reject });
-    if (!this.#writing) void this.#run();
-    return promise;
+  async #untilRoom(): Promise<void> {
+    while (this.#queued >= MAX_QUEUED_MESSAGES) await this.#room.promise;
   }
 
   async #run(): Promise<void> {
@@ -100,49 +107,66 @@ export class Writer {
       try {
         await this.#storeBatch(batch);
       } catch (error) {
-        for (const { reject } of batch) reject(error);
+        for (const { stored } of batch) stored.reject(error);
       }
+      this.#room.resolve();
+      this.#room = Promise.withResolvers();
     }
     this.#writing = false;
   }
 
   #take(): Pending[] {
+    const batch: Pending[] = [];
     let messages = 0;
-    let count = 0;
-    while (count < this.#queue.length && (count === 0 || messages < MAX_BATCH_MESSAGES)) {
-      const { rows, deadLetters } = this.#queue[count++]!;
-      messages += rows.length + deadLetters.length;
+    let taken = 0;
+    while (taken < this.#queue.length && (messages === 0 || messages < MAX_BATCH_MESSAGES)) {
+      const pending = this.#queue[taken++]!;
+      this.#queued -= pending.size;
+      if (pending.signal.aborted) {
+        pending.stored.reject(pending.signal.reason);
+        continue;
+      }
+      messages += pending.size;
+      batch.push(pending);
     }
-    return this.#queue.splice(0, count);
+    this.#queue = this.#queue.slice(taken);
+    return batch;
   }
 
   async #storeBatch(batch: readonly Pending[]): Promise<void> {
-    const { blocked, refused, stored } = await retryForever(async () => {
+    if (batch.length === 0) return;
+    const blocked = await retryForever(async () => {
       const blocked = await this.#store.ensureTables(batch.map(({ topic }) => topic));
-      const stored = batch.filter(({ topic }) => !blocked.has(topic));
-      const rows = stored.flatMap(({ rows }) => rows);
-      const deadLetters = stored.flatMap(({ deadLetters }) => deadLetters);
-      const refused = await this.#store.write({ rows, deadLetters });
-      this.#rows += rows.length - refused;
-      this.#deadLetters += deadLetters.length + refused;
-      return { blocked, refused: refused + deadLetters.length, stored };
+      const storable = batch.filter(({ topic }) => !blocked.has(topic));
+      const rows = storable.flatMap(({ rows }) => rows);
+      const deadLetters = storable.flatMap(({ deadLetters }) => deadLetters);
+      if (storable.length > 0) {
+        this.#count(rows.length, deadLetters.length, await this.#store.write({ rows, deadLetters }));
+      }
+      return blocked;
     }, { what: "PostgreSQL", log: this.#log, signal: this.#signal });
-    if (refused > 0) {
-      this.#log.warn("{count} message(s) became dead letters, see site_checker.dead_letters", { count: refused });
-    }
-    this.#report(blocked, stored);
-    for (const { topic, resolve } of batch) resolve(blocked.has(topic) ? "blocked" : "stored");
+    this.#report(blocked, batch);
+    for (const { topic, stored } of batch) stored.resolve(blocked.has(topic) ? "blocked" : "stored");
+  }
+
+  #count(rows: number, deadLetters: number, refused: number): void {
+    this.#rows += rows - refused;
+    this.#deadLetters += deadLetters + refused;
+    const count = deadLetters + refused;
+    if (count === 0) return;
+    this.#log.warn("{count} message(s) became dead letters, see site_checker.dead_letters", { count });
   }
 
   /** Says once that a topic waits, and once that it goes on. */
-  #report(blocked: ReadonlyMap<string, string>, stored: readonly Pending[]): void {
+  #report(blocked: ReadonlyMap<string, string>, batch: readonly Pending[]): void {
     for (const [topic, reason] of blocked) {
       if (this.#blocked.get(topic) === reason) continue;
       this.#blocked.set(topic, reason);
       this.#log.error("Topic '{topic}' waits, others go on: {reason}", { topic, reason });
     }
-    for (const { topic } of stored) {
-      if (this.#blocked.delete(topic)) this.#log.info("Topic '{topic}' goes on", { topic });
+    if (this.#blocked.size === 0) return;
+    for (const { topic } of batch) {
+      if (!blocked.has(topic) && this.#blocked.delete(topic)) this.#log.info("Topic '{topic}' goes on", { topic });
     }
   }
 }
