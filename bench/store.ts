@@ -33,7 +33,7 @@ interface Figures {
 }
 
 /** A broker takes 1 MB a topic and request. */
-const PUBLISH_BATCH = 1_000;
+const PUBLISH_BATCH = 500;
 const POLL_MS = 20;
 
 async function main(args: readonly string[]): Promise<void> {

@@ -27,7 +27,8 @@ import type { OutgoingMessage } from "./spool.ts";
 export const SESSION_TIMEOUT_MS = 10_000;
 
 const HEARTBEAT_INTERVAL_MS = 2_000;
-/** Of one partition, what a fetch brings at most. */
+/** What a fetch brings at most: enough for a transaction or two, and little that waits in memory. */
+const MAX_FETCH_BYTES = 8 * 1024 * 1024;
 const MAX_FETCH_PARTITION_BYTES = 4 * 1024 * 1024;
 /** How long a broker may hold an empty fetch; stopping waits for it, and so does each change of topics. */
 const MAX_FETCH_WAIT_MS = 500;
@@ -36,6 +37,7 @@ const DISCOVERY_INTERVAL_MS = 3_000;
 /** A topic that can't be stored or published now is tried again after this. */
 const BLOCKED_TOPIC_WAIT_MS = 10_000;
 const PARTITIONS_IN_FLIGHT = 200;
+const TOPICS_PER_CLIENT = 50;
 /** A broker takes 1 MB a partition and request unless told otherwise; metrics of one topic are sent in parts of this. */
 const MAX_TOPIC_BYTES = 500_000;
 const UNTRUSTED_REGEXP = /CERT|UNABLE_TO_|ERR_TLS_|ERR_SSL_/;
@@ -338,8 +340,8 @@ export class Subscriber implements AsyncDisposable {
       ),
     );
     const targets: Targets = new Map();
-    for (const topic of topics) {
-      for (const { partition, low, high } of await this.#admin.fetchTopicOffsets(topic)) {
+    for (const [topic, ends] of await this.#fetchEnds(topics)) {
+      for (const { partition, low, high } of ends) {
         const from = offsets.get(`${topic}:${partition}`) ?? -1n;
         // Beyond the end, as after the topic was made again, reading starts over.
         const start = from < BigInt(low) || from > BigInt(high) ? BigInt(low) : from;
@@ -349,6 +351,28 @@ export class Subscriber implements AsyncDisposable {
       }
     }
     return targets;
+  }
+
+  /**
+   * First and last offsets of topics. A client asks for the metadata of all topics that it has ever asked for whenever it
+   * asks for one more, so that one client for all of a thousand topics takes seconds.
+   */
+  async #fetchEnds(
+    topics: readonly string[],
+  ): Promise<Map<string, { partition: number; low: string; high: string }[]>> {
+    const ends = new Map<string, { partition: number; low: string; high: string }[]>();
+    for (let first = 0; first < topics.length; first += TOPICS_PER_CLIENT) {
+      const admin = this.#kafka.admin({ retry: { retries: 2 } });
+      await admin.connect();
+      try {
+        for (const topic of topics.slice(first, first + TOPICS_PER_CLIENT)) {
+          ends.set(topic, await admin.fetchTopicOffsets(topic));
+        }
+      } finally {
+        await admin.disconnect();
+      }
+    }
+    return ends;
   }
 
   /** One membership: until the signal, the targets, a change of topics (without targets), or a failure, which is thrown. */
@@ -361,6 +385,7 @@ export class Subscriber implements AsyncDisposable {
       rebalanceTimeout: SESSION_TIMEOUT_MS,
       heartbeatInterval: HEARTBEAT_INTERVAL_MS,
       maxWaitTimeInMs: MAX_FETCH_WAIT_MS,
+      maxBytes: MAX_FETCH_BYTES,
       maxBytesPerPartition: MAX_FETCH_PARTITION_BYTES,
       allowAutoTopicCreation: false,
       partitionAssigners: [subscriptionAssigner],

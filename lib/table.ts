@@ -209,15 +209,18 @@ ON CONFLICT DO NOTHING`;
  * @see https://www.postgresql.org/docs/current/sql-copy.html
  */
 export function copyLine({ message, metric }: Row): string {
-  let line = escapeCopy(message.topic);
-  for (const name of COLUMN_NAMES) {
+  // Joined: a text that grows piece by piece takes more than twice the time.
+  const fields = new Array<string>(COLUMN_NAMES.length + 1);
+  fields[0] = escapeCopy(message.topic);
+  for (let i = 0; i < COLUMN_NAMES.length; i++) {
+    const name = COLUMN_NAMES[i]!;
     const value = metric[name];
-    if (value === null) line += "\t\\N";
-    else if (typeof value === "object" || JSON_COLUMNS.has(name)) line += "\t" + escapeCopy(JSON.stringify(value));
-    else if (typeof value === "string") line += "\t" + escapeCopy(value);
-    else line += "\t" + value;
+    if (value === null) fields[i + 1] = "\\N";
+    else if (typeof value === "object" || JSON_COLUMNS.has(name)) fields[i + 1] = escapeCopy(JSON.stringify(value));
+    else if (typeof value === "string") fields[i + 1] = escapeCopy(value);
+    else fields[i + 1] = String(value);
   }
-  return line + "\n";
+  return fields.join("\t") + "\n";
 }
 
 const COPY_ESCAPES: Readonly<Record<string, string>> = { "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t" };

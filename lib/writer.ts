@@ -47,7 +47,7 @@ interface Pending extends Decoded {
 /** Messages that one transaction takes at most (more where one partition hands over more at once). */
 const MAX_BATCH_MESSAGES = 5_000;
 /** Messages that wait for the database at most, about 3 kB each; reading waits then. */
-const MAX_QUEUED_MESSAGES = 15_000;
+const MAX_QUEUED_MESSAGES = 10_000;
 
 /**
  * Gathers what many partitions hand over while a transaction is under way into the next one, so that a thousand topics
