@@ -28,6 +28,7 @@ async function read(
 ): Promise<number> {
   const groupId = commandLine.dryRun ? null : config.groupId;
   await using subscriber = new Subscriber(config.kafka, { groupId, topics: config.topics, log });
+  if (config.resetOffsets !== null) await subscriber.resetOffsets(config.resetOffsets, signal);
   if (!commandLine.once) {
     await subscriber.run({ handle, signal });
     return 0;

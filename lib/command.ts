@@ -18,6 +18,8 @@ export interface CommandLine {
   readonly dryRun: boolean;
   /** `--check-config` */
   readonly checkConfig: boolean;
+  /** `--reset-offsets` */
+  readonly resetOffsets?: string | undefined;
 }
 
 /** What the command line asks for beside settings, by program. */
@@ -71,6 +73,7 @@ export function parseCommandLine(program: ProgramName, args: readonly string[]):
     once: options["once"] === true,
     dryRun: options["dryRun"] === true,
     checkConfig: options["checkConfig"] === true,
+    resetOffsets: flags.get("reset-offsets"),
   };
 }
 
@@ -142,6 +145,12 @@ function createCommand(program: ProgramName): Command {
         );
       }
     }
+  }
+  if (program === "consumer") {
+    command.option(
+      "--reset-offsets <where>",
+      "begin anew at earliest, latest or a time (2026-01-31T00:00Z); rows that are there stay single",
+    );
   }
   return command
     .option("--once", once)

@@ -105,7 +105,12 @@ export interface ConsumerConfig extends CommonConfig {
   readonly topics: TopicSelection;
   /** Where to store; null where nothing is to be stored (`--dry-run`). */
   readonly postgres: PostgresSettings | null;
+  /** Where to begin anew, before anything is read; null: where reading ended. */
+  readonly resetOffsets: OffsetPlace | null;
 }
+
+/** Place in a topic. */
+export type OffsetPlace = "earliest" | "latest" | Date;
 
 /** Options of {@linkcode readProducerConfig} and {@linkcode readConsumerConfig}. */
 export interface ReadConfigOptions {
@@ -113,6 +118,7 @@ export interface ReadConfigOptions {
   readonly env?: LookUpVariable;
 }
 
+const ISO_TIME_REGEXP = /^\d{4}-\d\d-\d\dT\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)$/;
 const LOOPBACK_REGEXP = /^(?:localhost|127(?:\.\d+){3}|::1)$/i;
 /** Files that the Python program took where its configuration named none. */
 const DEFAULT_TLS_FILES = {
@@ -160,7 +166,23 @@ export async function readConsumerConfig(
   source.show("kafka", "group_id", { value: groupId });
   const topics = readTopics(source);
   const postgres = commandLine.dryRun ? null : await readPostgres(source);
-  return { kafka, groupId, topics, postgres, ...readCommon(source) };
+  const resetOffsets = readOffsetPlace(commandLine);
+  return { kafka, groupId, topics, postgres, resetOffsets, ...readCommon(source) };
+}
+
+function readOffsetPlace({ resetOffsets: text, dryRun }: CommandLine): OffsetPlace | null {
+  if (text === undefined) return null;
+  if (dryRun) {
+    throw new ConfigError("Cannot use --reset-offsets beside --dry-run, which begins with the earliest anyway");
+  }
+  if (text === "earliest" || text === "latest") return text;
+  const time = ISO_TIME_REGEXP.test(text) ? new Date(text) : undefined;
+  if (time === undefined || Number.isNaN(time.getTime())) {
+    throw new ConfigError(
+      `Cannot read --reset-offsets: expected earliest, latest or a time with a zone such as 2026-01-31T00:00Z, got '${text}'`,
+    );
+  }
+  return time;
 }
 
 /** Options of {@linkcode readPostgresSettings}. */

@@ -15,7 +15,7 @@ import {
   type TopicMessages,
 } from "kafkajs";
 import { assignPartitions, type Member } from "./assignment.ts";
-import type { KafkaSettings, TopicSelection } from "./config.ts";
+import type { KafkaSettings, OffsetPlace, TopicSelection } from "./config.ts";
 import { ConfigError, errorCode, errorMessage } from "./error.ts";
 import type { Log } from "./log.ts";
 import { type KafkaMessage, METRIC_VERSION } from "./metric.ts";
@@ -216,6 +216,13 @@ export interface RunOptions {
   readonly signal: AbortSignal;
 }
 
+/** Place in a partition; the offset is in decimal digits. */
+interface TopicPartitionOffset {
+  readonly topic: string;
+  readonly partition: number;
+  readonly offset: string;
+}
+
 /** Partition → offset to reach, per topic. */
 type Targets = Map<string, Map<number, bigint>>;
 
@@ -229,6 +236,8 @@ export class Subscriber implements AsyncDisposable {
   readonly #commits: boolean;
   readonly #topics: TopicSelection;
   #connected = false;
+  /** What the last membership read, by topic. */
+  #owned: Readonly<Record<string, readonly number[]>> = {};
 
   /** Connects with the first call. */
   constructor(settings: KafkaSettings, { log, groupId, topics }: SubscriberOptions) {
@@ -274,6 +283,23 @@ export class Subscriber implements AsyncDisposable {
     await this.#reach(() => this.#waitForEmptyGroup(signal), signal);
     const targets = await this.#reach(() => this.#findTargets(topics), signal);
     if (targets.size > 0) await this.#read({ topics: [...targets.keys()], handle, signal, targets });
+  }
+
+  /**
+   * Commits a place as the one where reading begins, for all partitions of the topics that are there.
+   *
+   * @throws {GroupBusyError} when another member of the group holds partitions.
+   */
+  async resetOffsets(place: OffsetPlace, signal: AbortSignal): Promise<void> {
+    const topics = await this.#reach(() => this.#findTopics(), signal);
+    await this.#reach(() => this.#waitForEmptyGroup(signal), signal);
+    const offsets = await this.#reach(() => this.#findPlace(place, topics), signal);
+    if (offsets.length > 0) await this.#reach(() => this.#commitAs(topics, offsets), signal);
+    this.#log.info("Group {group} begins anew at {place} in {topics} topic(s)", {
+      group: this.#groupId,
+      place: place instanceof Date ? place.toISOString() : place,
+      topics: topics.length,
+    });
   }
 
   /** Leaves nothing behind. */
@@ -375,11 +401,36 @@ export class Subscriber implements AsyncDisposable {
     return ends;
   }
 
-  /** One membership: until the signal, the targets, a change of topics (without targets), or a failure, which is thrown. */
-  async #read(
-    { topics, handle, signal, targets }: RunOptions & { topics: readonly string[]; targets?: Targets },
-  ): Promise<void> {
-    const consumer = this.#kafka.consumer({
+  async #findPlace(place: OffsetPlace, topics: readonly string[]): Promise<TopicPartitionOffset[]> {
+    const offsets: TopicPartitionOffset[] = [];
+    for (const [topic, ends] of await this.#fetchEnds(topics)) {
+      const partitions = place instanceof Date
+        ? await this.#admin.fetchTopicOffsetsByTimestamp(topic, place.getTime())
+        : ends.map(({ partition, low, high }) => ({ partition, offset: place === "earliest" ? low : high }));
+      offsets.push(...partitions.map(({ partition, offset }) => ({ topic, partition, offset })));
+    }
+    return offsets;
+  }
+
+  /** Commits offsets as a member of the group: the client's own way takes five seconds a topic. */
+  async #commitAs(topics: readonly string[], offsets: TopicPartitionOffset[]): Promise<void> {
+    const consumer = this.#createConsumer();
+    const joined = Promise.withResolvers<void>();
+    consumer.on("consumer.group_join", () => joined.resolve());
+    consumer.on("consumer.crash", ({ payload }) => joined.reject(payload.error));
+    try {
+      await consumer.connect();
+      await consumer.subscribe({ topics: [...topics], fromBeginning: true });
+      await consumer.run({ autoCommit: false, eachBatchAutoResolve: false, eachBatch: () => Promise.resolve() });
+      await joined.promise;
+      await consumer.commitOffsets(offsets);
+    } finally {
+      await consumer.disconnect();
+    }
+  }
+
+  #createConsumer(): Consumer {
+    return this.#kafka.consumer({
       groupId: this.#groupId,
       sessionTimeout: SESSION_TIMEOUT_MS,
       rebalanceTimeout: SESSION_TIMEOUT_MS,
@@ -388,16 +439,24 @@ export class Subscriber implements AsyncDisposable {
       maxBytes: MAX_FETCH_BYTES,
       maxBytesPerPartition: MAX_FETCH_PARTITION_BYTES,
       allowAutoTopicCreation: false,
-      partitionAssigners: [subscriptionAssigner],
+      partitionAssigners: [subscriptionAssigner(() => this.#owned)],
       // After a failure a new member is made here, one way for all of them.
       retry: { retries: 3, restartOnFailure: () => Promise.resolve(false) },
     });
+  }
+
+  /** One membership: until the signal, the targets, a change of topics (without targets), or a failure, which is thrown. */
+  async #read(
+    { topics, handle, signal, targets }: RunOptions & { topics: readonly string[]; targets?: Targets },
+  ): Promise<void> {
+    const consumer = this.#createConsumer();
     const ended = new AbortController();
     const over = AbortSignal.any([signal, ended.signal]);
     const reading = new Reading(consumer, { commits: this.#commits, targets, onDone: () => ended.abort() });
     consumer.on("consumer.crash", ({ payload }) => ended.abort(payload.error));
     consumer.on("consumer.group_join", ({ payload }) => {
       reading.beginGeneration();
+      this.#owned = payload.memberAssignment;
       this.#log.info("Joined group {group}: {partitions} partitions", {
         group: this.#groupId,
         partitions: Object.values(payload.memberAssignment).flat().length,
@@ -469,7 +528,7 @@ class Reading {
   /** Timers of partitions that wait. */
   readonly #blocked = new Map<string, ReturnType<typeof setTimeout>>();
   #generation = new AbortController();
-  #offsets = new Map<string, { topic: string; partition: number; offset: string }>();
+  #offsets = new Map<string, TopicPartitionOffset>();
   #commit: Promise<void> | undefined;
 
   constructor(consumer: Consumer, options: ReadingOptions) {
@@ -580,8 +639,16 @@ function createKafka({ bootstrapServers, tls }: KafkaSettings, log: Log): Kafka 
     retry: { retries: 3, initialRetryTime: 200, maxRetryTime: 2_000 },
     logLevel: logLevel.INFO,
     // What matters is said by those who call; the client reports each rebalance as an error.
-    logCreator: () => ({ namespace, log: { message, error } }) =>
-      log.debug("{namespace}: {message} {error}", { namespace, message, error: error ?? "" }),
+    logCreator: () => ({ namespace, log: { message, error, ...properties } }) => {
+      log.debug("{namespace}: {message} {error}", { namespace, message, error: error ?? "" });
+      if (!message.startsWith("Offset out of range, resetting")) return;
+      const { topic, partition } = properties;
+      log.warn(
+        "What is committed of '{topic}', partition {partition}, is not there: the topic was made again, or its messages " +
+          "have expired; reading from its start",
+        { topic, partition },
+      );
+    },
   });
 }
 
@@ -693,31 +760,46 @@ function aborted(signal: AbortSignal): Promise<void> {
 /**
  * Gives each partition to a member that subscribed to its topic; kafkajs' own assigner does not look, and leaves
  * partitions unread while members know different topics.
+ *
+ * @param owned What this member has read so far.
  */
-const subscriptionAssigner: PartitionAssigner = ({ cluster }) => ({
-  name: "site_checker",
-  version: 0,
-  protocol({ topics }) {
-    return {
-      name: this.name,
-      metadata: AssignerProtocol.MemberMetadata.encode({ version: this.version, topics, userData: EMPTY }),
-    };
-  },
-  async assign({ members }) {
-    const decoded = members.map(({ memberId, memberMetadata }): Member => ({
-      id: memberId,
-      topics: AssignerProtocol.MemberMetadata.decode(memberMetadata)?.topics ?? [],
-    }));
-    const topics = [...new Set(decoded.flatMap((member) => member.topics))].sort();
-    await cluster.addMultipleTargetTopics(topics);
-    const partitions = new Map(
-      topics.map((topic) => [topic, cluster.findTopicPartitionMetadata(topic).map(({ partitionId }) => partitionId)]),
-    );
-    return assignPartitions(decoded, partitions).map(({ id, assignment }) => ({
-      memberId: id,
-      memberAssignment: AssignerProtocol.MemberAssignment.encode({ version: 0, assignment, userData: EMPTY }),
-    }));
-  },
-});
+function subscriptionAssigner(owned: () => Readonly<Record<string, readonly number[]>>): PartitionAssigner {
+  return ({ cluster }) => ({
+    name: "site_checker",
+    version: 0,
+    protocol({ topics }) {
+      const userData = Buffer.from(JSON.stringify({ owned: owned() }));
+      return {
+        name: this.name,
+        metadata: AssignerProtocol.MemberMetadata.encode({ version: this.version, topics, userData }),
+      };
+    },
+    async assign({ members }) {
+      const decoded = members.map(({ memberId, memberMetadata }): Member => {
+        const metadata = AssignerProtocol.MemberMetadata.decode(memberMetadata);
+        return { id: memberId, topics: metadata?.topics ?? [], owned: ownedPartitions(metadata?.userData) };
+      });
+      const topics = [...new Set(decoded.flatMap((member) => member.topics))].sort();
+      await cluster.addMultipleTargetTopics(topics);
+      const partitions = new Map(
+        topics.map((topic) => [topic, cluster.findTopicPartitionMetadata(topic).map(({ partitionId }) => partitionId)]),
+      );
+      return assignPartitions(decoded, partitions).map(({ id, assignment }) => ({
+        memberId: id,
+        memberAssignment: AssignerProtocol.MemberAssignment.encode({ version: 0, assignment, userData: EMPTY }),
+      }));
+    },
+  });
+}
+
+/** What a member says that it has read so far; nothing where another version says it in another way. */
+function ownedPartitions(userData: Uint8Array | undefined): Record<string, number[]> {
+  try {
+    const { owned } = JSON.parse(new TextDecoder().decode(userData));
+    return owned ?? {};
+  } catch {
+    return {};
+  }
+}
 
 const EMPTY = Buffer.alloc(0);

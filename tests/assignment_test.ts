@@ -101,3 +101,34 @@ Deno.test("assignPartitions() gives each partition to exactly one member that su
     assert.deepEqual([...found.keys()], [], context);
   }
 });
+
+Deno.test("assignPartitions() leaves members what they have, but for what a new one must get", () => {
+  const partitions = topics(9);
+  const all = [...partitions.keys()];
+  const [first, second] = assignPartitions([{ id: "b", topics: all }, { id: "c", topics: all }], partitions);
+  const members = [
+    { id: "a", topics: all },
+    { id: "b", topics: all, owned: first!.assignment },
+    { id: "c", topics: all, owned: second!.assignment },
+  ];
+  const after = assignPartitions(members, partitions);
+  assert.deepEqual(counts(members, partitions), [3, 3, 3]);
+  for (const [index, before] of [[1, first!], [2, second!]] as const) {
+    for (const topic of Object.keys(after[index]!.assignment)) assert.ok(topic in before.assignment, topic);
+  }
+});
+
+Deno.test("assignPartitions() gives a partition that two claim to one of them, and moves nothing without need", () => {
+  const partitions = topics(4);
+  const all = [...partitions.keys()];
+  const owned = { topic0: [0], topic1: [0] };
+  const members = [{ id: "a", topics: all, owned }, {
+    id: "b",
+    topics: all,
+    owned: { ...owned, topic2: [0], topic3: [0] },
+  }];
+  assert.deepEqual(assignPartitions(members, partitions).map(({ assignment }) => Object.keys(assignment)), [
+    ["topic0", "topic1"],
+    ["topic2", "topic3"],
+  ]);
+});

@@ -17,6 +17,7 @@ Deno.test("parseCommandLine() finds nothing in nothing", () => {
     once: false,
     dryRun: false,
     checkConfig: false,
+    resetOffsets: undefined,
   });
 });
 

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { freePorts } from "../local/port.ts";
 import {
+  commitOffset,
   committedOffset,
   eventually,
   groups,
@@ -344,4 +345,80 @@ Deno.test("consumer waits for a database that is not there, and ends in time at 
   const { code } = await consumer.stop("SIGTERM");
   assert.equal(code, 0);
   assert.ok(performance.now() - begun < 10_000);
+});
+
+Deno.test("consumer --reset-offsets rebuilds from Kafka what is missing, and doubles nothing", async () => {
+  await using database = await makeDatabase();
+  const [topic, group] = [uniqueName("reset"), uniqueName("group")];
+  const from = Date.UTC(2026, 0, 1);
+  await publish(
+    topic,
+    Array.from({ length: 20 }, (_, minute) => ({
+      value: metricMessage(topic, { status_code: minute, occurred_at: new Date(from + minute * 60_000).toISOString() }),
+      timestamp: String(from + minute * 60_000),
+    })),
+  );
+  const args = ["--once", "--kafka-topic", topic, "--kafka-group-id", group, ...kafkaFlags(), ...database.flags];
+  const count = async () =>
+    (await database.query<{ rows: number }>(`SELECT count(*)::int AS rows FROM site_checker."${topic}"`))[0]?.rows;
+  await runWell("consumer", args);
+  await database.query(`DELETE FROM site_checker."${topic}" WHERE status_code < 15`);
+  await runWell("consumer", [...args, "--reset-offsets", "2026-01-01T00:10:00Z"]);
+  assert.equal(await count(), 10);
+  await runWell("consumer", [...args, "--reset-offsets", "latest"]);
+  assert.equal(await count(), 10);
+  await runWell("consumer", [...args, "--reset-offsets", "earliest"]);
+  assert.equal(await count(), 20);
+  const { code, stderr } = await runProgram("consumer", [...args, "--reset-offsets", "yesterday"]);
+  assert.equal(code, 2);
+  assert.match(
+    stderr,
+    /^consumer: Cannot read --reset-offsets: expected earliest, latest or a time .*, got 'yesterday'\n$/,
+  );
+});
+
+Deno.test("consumer reads a topic that was made again from its start, and says so", async () => {
+  await using database = await makeDatabase();
+  const [topic, group] = [uniqueName("again"), uniqueName("group")];
+  const args = ["--kafka-topic", topic, "--kafka-group-id", group, ...kafkaFlags(), ...database.flags];
+  await publish(topic, Array.from({ length: 3 }, () => metricMessage(topic)));
+  // Kafka itself forgets what was committed of a topic that is deleted, unless the group's coordinator was away.
+  await commitOffset(group, topic, 1_000);
+  await using consumer = startProgram("consumer", args);
+  await consumer.waitFor(`What is committed of '${topic}', partition 0, is not there`);
+  await eventually(async () => {
+    const [found] = await database.query<{ rows: number }>(`SELECT count(*)::int AS rows FROM site_checker."${topic}"`)
+      .catch(() => []);
+    return found?.rows === 3;
+  });
+});
+
+Deno.test("consumers of one group that know different topics read every partition", async () => {
+  await using database = await makeDatabase();
+  const group = uniqueName("group");
+  const topics = Array.from({ length: 4 }, (_, index) => uniqueName(`known-${index}`));
+  for (const topic of topics) await publish(topic, [metricMessage(topic)]);
+  const start = (known: readonly string[]) =>
+    startProgram("consumer", [
+      "--kafka-topic",
+      known.join(","),
+      "--kafka-group-id",
+      group,
+      ...kafkaFlags(),
+      ...database.flags,
+    ]);
+  await using one = start(topics.slice(0, 3));
+  await using two = start(topics.slice(1));
+  await using three = start(topics.slice(3));
+  await eventually(async () => {
+    const [found] = await database.query<{ topics: number }>(
+      "SELECT count(DISTINCT topic)::int AS topics FROM site_checker.all_checks",
+    ).catch(() => []);
+    return found?.topics === topics.length;
+  }, { timeoutMs: 30_000, what: "rows of every topic" });
+  for (const consumer of [one, two, three]) {
+    const { code, stderr } = await consumer.stop("SIGTERM");
+    assert.equal(code, 0, stderr);
+    assert.doesNotMatch(stderr, /ERROR|Unexpected/);
+  }
 });

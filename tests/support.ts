@@ -259,6 +259,14 @@ export async function committedOffset(groupId: string, topic: string): Promise<n
   return Number(offsets?.partitions[0]?.offset ?? -1);
 }
 
+/** Commits an offset of partition 0 for a group without members. */
+export async function commitOffset(groupId: string, topic: string, offset: number): Promise<void> {
+  const admin = new Kafka({ brokers: [testStack().kafka], logLevel: logLevel.NOTHING }).admin();
+  await admin.connect();
+  await admin.setOffsets({ groupId, topic, partitions: [{ partition: 0, offset: String(offset) }] });
+  await admin.disconnect();
+}
+
 /** Consumer groups that there are. */
 export async function groups(): Promise<string[]> {
   const admin = new Kafka({ brokers: [testStack().kafka], logLevel: logLevel.NOTHING }).admin();
