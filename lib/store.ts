@@ -301,8 +301,44 @@ function isRefusal(error: unknown): boolean {
     /server does not support SSL|no password supplied|client password must be a string/i.test(errorMessage(error));
 }
 
+/** Settings as the driver takes them; see its own documentation. */
+export interface DriverOptions {
+  /** Host. */
+  readonly host: string;
+  /** Port. */
+  readonly port: number;
+  /** Role. */
+  readonly user: string;
+  /** Password. */
+  readonly password: string;
+  /** Database. */
+  readonly database: string;
+  /** Connections kept open. */
+  readonly min: number;
+  /** Connections at most. */
+  readonly max: number;
+  /** TLS, false for none. */
+  readonly ssl: false | TlsOptions;
+  /** Longest wait for a connection, in ms. */
+  readonly connectionTimeoutMillis: number;
+  /** Whether the system looks after idle connections. */
+  readonly keepAlive: boolean;
+  /** Name in `pg_stat_activity`. */
+  readonly application_name: string;
+}
+
+/** TLS as the driver takes it. */
+export interface TlsOptions {
+  /** Authorities in PEM. */
+  readonly ca?: string;
+  /** Whether the certificate is looked at. */
+  readonly rejectUnauthorized?: boolean;
+  /** Compares the host's name with the certificate; undefined is good. */
+  readonly checkServerIdentity?: () => undefined;
+}
+
 /** Settings as the driver takes them. */
-export function poolConfig(settings: PostgresSettings): pg.PoolConfig {
+export function poolConfig(settings: PostgresSettings): DriverOptions {
   const { host, port, user, password, database, minConnection, maxConnection } = settings;
   return {
     host,
@@ -326,7 +362,7 @@ export function poolConfig(settings: PostgresSettings): pg.PoolConfig {
  *
  * @see https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-PROTECTION
  */
-function sslOptions({ sslmode, ca }: PostgresSettings): pg.PoolConfig["ssl"] {
+function sslOptions({ sslmode, ca }: PostgresSettings): DriverOptions["ssl"] {
   const authorities = ca === null ? {} : { ca };
   switch (sslmode) {
     case "disable":
