@@ -174,7 +174,7 @@ Deno.test.each([
   using spool = new Spool(path, { onDamaged: (aside) => asides.push(aside) });
   assert.equal(asides.length, 1);
   assert.ok(asides[0]!.startsWith(`${path}.damaged-20`));
-  assert.ok(Deno.statSync(asides[0]!).size >= 20_000);
+  assert.ok((await Deno.stat(asides[0]!)).size >= 20_000);
   assert.equal(spool.size, 0);
   spool.add(messageOf("new"));
   assert.deepEqual(values(spool), ["new"]);
