@@ -1,4 +1,3 @@
-import { setTimeout as delay } from "node:timers/promises";
 import type { PublishSettings } from "./config.ts";
 import { ConfigError, errorMessage } from "./error.ts";
 import { Publisher, type PublishResult } from "./kafka.ts";
@@ -98,7 +97,9 @@ export class Publishing {
       clearTimeout(timer);
       this.#stop.abort();
       const closed = [this.#publisher, this.#apart].map((publisher) => publisher[Symbol.asyncDispose]());
-      await Promise.race([Promise.all(closed), delay(CLOSE_TIMEOUT_MS)]);
+      const late = new AbortController();
+      await Promise.race([Promise.all(closed), sleepUntilAborted(CLOSE_TIMEOUT_MS, late.signal)]);
+      late.abort();
     }
   }
 
