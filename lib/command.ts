@@ -20,6 +20,8 @@ export interface CommandLine {
   readonly checkConfig: boolean;
   /** `--reset-offsets` */
   readonly resetOffsets?: string | undefined;
+  /** `--list-refused`, `--retry-refused` of the producer. */
+  readonly refused?: "list" | "retry";
 }
 
 /** What the command line asks for beside settings, by program. */
@@ -74,6 +76,8 @@ export function parseCommandLine(program: ProgramName, args: readonly string[]):
     dryRun: options["dryRun"] === true,
     checkConfig: options["checkConfig"] === true,
     resetOffsets: flags.get("reset-offsets"),
+    ...(options["listRefused"] === true && { refused: "list" }),
+    ...(options["retryRefused"] === true && { refused: "retry" }),
   };
 }
 
@@ -152,8 +156,12 @@ function createCommand(program: ProgramName): Command {
       "begin anew at earliest, latest or a time (2026-01-31T00:00Z); rows that are there stay single",
     );
   }
+  command.option("--once", once).option("--dry-run", dryRun);
+  if (program === "producer") {
+    command
+      .option("--list-refused", "print each result that Kafka will never take, with the reason, as JSON, and end")
+      .option("--retry-refused", "put these back among those that wait for Kafka, and end");
+  }
   return command
-    .option("--once", once)
-    .option("--dry-run", dryRun)
     .option("--check-config", "validate the settings, print them with secrets hidden, and end");
 }

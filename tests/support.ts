@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
+import { dirname } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Kafka, logLevel, Partitioners } from "kafkajs";
 import pg from "pg";
@@ -85,11 +86,20 @@ export function startProgram(
   { env = {}, cwd = REPOSITORY }: ProgramOptions = {},
 ): Running {
   const { command, args: own } = taskCommand(task);
-  const script = own.map((arg) => arg === `${task}.ts` ? `${REPOSITORY}/${arg}` : arg);
+  // Each producer has a spool of its own, unless the test names one.
+  const folder = env["SPOOL_PATH"] === undefined ? Deno.makeTempDirSync() : undefined;
+  const spool = env["SPOOL_PATH"] ?? `${folder}/spool.db`;
+  const script = own.map((arg) =>
+    arg === `${task}.ts`
+      ? `${REPOSITORY}/${arg}`
+      : arg === "--allow-write=spool"
+      ? `--allow-write=${dirname(spool)}`
+      : arg
+  );
   const child = new Deno.Command(command, {
     args: [...script, ...args],
     cwd,
-    env: { ...cleanEnvironment(), ...env },
+    env: { ...cleanEnvironment(), SPOOL_PATH: spool, ...env },
     clearEnv: true,
     stdin: "null",
     stdout: "piped",
@@ -102,6 +112,7 @@ export function startProgram(
   let over = false;
   const ended = Promise.all([child.status, ...reading]).then(([{ code }]) => {
     over = true;
+    if (folder !== undefined) Deno.removeSync(folder, { recursive: true });
     return { code, ...output };
   });
   return {
@@ -285,11 +296,15 @@ export interface ConsoleRecord {
 }
 
 /** Reads a topic by Kafka's own console consumer, which is no client of ours. */
-export async function readByConsole(topic: string, messages: number): Promise<ConsoleRecord[]> {
+export async function readByConsole(
+  topic: string,
+  messages: number,
+  server: string = testStack().kafka,
+): Promise<ConsoleRecord[]> {
   const properties = ["timestamp", "headers", "key"].flatMap((name) => ["--property", `print.${name}=true`]);
   const text = await runKafkaTool("org.apache.kafka.tools.consumer.ConsoleConsumer", [
     "--bootstrap-server",
-    testStack().kafka,
+    server,
     "--topic",
     topic,
     "--from-beginning",
