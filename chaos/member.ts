@@ -1,6 +1,8 @@
+import { dirname } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import type { Child } from "../local/child.ts";
-import { startTask } from "../local/task.ts";
+import { Child } from "../local/child.ts";
+import { REPOSITORY } from "../local/repository.ts";
+import { taskCommand } from "../local/task.ts";
 
 /** Options of {@linkcode Member}. */
 export interface MemberOptions {
@@ -56,7 +58,10 @@ export class Member {
     if (this.running) return;
     this.#wanted = true;
     const { task, args, log } = this.#options;
-    const child = this.#child = await startTask(task, { args, log });
+    const { command, args: own } = taskCommand(task);
+    // As its task runs it, but for the folder that the spool is in.
+    const flags = own.map((arg) => arg.startsWith("--allow-write=") ? `--allow-write=${dirname(log)}` : arg);
+    const child = this.#child = await Child.start({ command, args: [...flags, ...args], log, cwd: REPOSITORY });
     void child.ended.then(async ({ code, signal }) => {
       if (!this.#wanted || this.#child !== child) return;
       this.faults.push({

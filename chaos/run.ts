@@ -1,3 +1,4 @@
+import { DatabaseSync } from "node:sqlite";
 import { setTimeout as delay } from "node:timers/promises";
 import pg from "pg";
 import { SETTINGS } from "../lib/setting.ts";
@@ -112,7 +113,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosResult> {
   const counts = await letThingsGoWrong(world, { seed, seconds, kills, report, signal });
 
   report("Letting all settle …");
-  const settled = await settle(world, { bootstrapServers, report });
+  const settled = await settle(world, { folder, bootstrapServers, report });
   report("Comparing …");
   const content = await readKafka(bootstrapServers, PREFIX);
   const rows = await query<CheckRow>(
@@ -213,6 +214,19 @@ function topicsOf(producer: number): string[] {
   return Array.from({ length: SITES_PER_PRODUCER }, (_, site) => `${PREFIX}${producer}-${site + 1}`);
 }
 
+function spoolPath(folder: string, name: string): string {
+  return `${folder}/${name}.db`;
+}
+
+/** Metrics in the spool of a producer that has ended, those that Kafka refused among them. */
+function countSpool(path: string): number {
+  using database = new DatabaseSync(path, { readOnly: true });
+  const row = database.prepare(
+    "SELECT (SELECT count(*) FROM message) + (SELECT count(*) FROM refused) AS metrics",
+  ).get();
+  return Number(row?.["metrics"]);
+}
+
 function isGuest(name: Target): boolean {
   return name.startsWith("consumer-") && Number(name.split("-")[1]) > CONSUMERS;
 }
@@ -240,7 +254,7 @@ async function makeMembers(
     await add("producer", name, [
       "[kafka]",
       `bootstrap_servers = ${bootstrapServers}`,
-      ...(HAS_SPOOL ? ["[producer]", `spool_path = ${folder}/${name}.spool`] : []),
+      ...(HAS_SPOOL ? ["[producer]", `spool_path = ${spoolPath(folder, name)}`] : []),
       ...ofProducer.flatMap((topic) => [
         `[website_${topic}]`,
         `url = ${sites.url(topic)}`,
@@ -402,7 +416,11 @@ async function freeze(target: Target, { kafka, members }: World, signal: "SIGSTO
 /** All are alive; producers empty their spools and end; consumers read to the ends and end. */
 async function settle(
   world: World,
-  { bootstrapServers, report }: { bootstrapServers: string; report: (line: string) => void },
+  { folder, bootstrapServers, report }: {
+    folder: string;
+    bootstrapServers: string;
+    report: (line: string) => void;
+  },
 ): Promise<Invariant[]> {
   const { members, progress, signal } = world;
   for (const target of ["kafka", "postgres"] as const) await start(target, world);
@@ -419,7 +437,9 @@ async function settle(
       await delay(DRAIN_WAIT_MS, undefined, { signal });
     }
     await Promise.all(left.map((producer) => producer.terminate()));
-    left = left.filter(({ lastExitCode }) => lastExitCode !== 0);
+    left = left.filter(({ name, lastExitCode }) =>
+      lastExitCode !== 0 || HAS_SPOOL && countSpool(spoolPath(folder, name)) > 0
+    );
   }
   const begun = performance.now();
   let behind = Infinity;

@@ -5,6 +5,7 @@ import { examineLogs } from "../chaos/logs.ts";
 import { type ChaosEvent, plan, POSTGRES_CUTS, type Step } from "../chaos/plan.ts";
 import { PostgresRelay } from "../chaos/postgres_relay.ts";
 import type { ChaosResult } from "../chaos/run.ts";
+import { judgeSums } from "../chaos/sums.ts";
 import project from "../deno.json" with { type: "json" };
 import { freePorts } from "../local/port.ts";
 import { REPOSITORY } from "../local/repository.ts";
