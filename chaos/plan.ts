@@ -20,6 +20,13 @@ export type ChaosEvent =
   | { readonly kind: "cut-postgres"; readonly how: typeof POSTGRES_CUTS[number] }
   /** All connections to Kafka are cut. */
   | { readonly kind: "cut-kafka" }
+  /** On connections to a server nothing goes on, though they stay, as behind a cable that is pulled; then it does, or they end. */
+  | {
+    readonly kind: "hang";
+    readonly server: "kafka" | "postgres";
+    readonly forMs: number;
+    readonly then: "go on" | "cut";
+  }
   /** Messages that are no metrics are published among the good ones. */
   | { readonly kind: "poison"; readonly messages: number };
 
@@ -47,6 +54,7 @@ type Draw = ReturnType<typeof draws>;
 const FREEZE_MS = [11_000, 16_000] as const;
 /** A broker that hangs, mostly for less than clients wait. */
 const FREEZE_KAFKA_MS = [1_000, 8_000] as const;
+const HANG_MS = [1_000, 12_000] as const;
 const SHORT_DOWN_MS = [0, 3_000] as const;
 const LONG_DOWN_MS = [3_000, 12_000] as const;
 const LONG_DOWN_SHARE = 0.25;
@@ -82,6 +90,12 @@ export function* plan(seed: number, { producers, consumers, guests }: PlanOption
     targets,
     forMs: draw.between(range),
   });
+  const hang = (server: "kafka" | "postgres"): ChaosEvent => ({
+    kind: "hang",
+    server,
+    forMs: draw.between(HANG_MS),
+    then: draw.one(["go on", "cut"]),
+  });
   const guest = (): ChaosEvent => {
     const target = draw.one(guestNames);
     if (present.delete(target)) return { kind: "leave", targets: [target] };
@@ -108,6 +122,8 @@ export function* plan(seed: number, { producers, consumers, guests }: PlanOption
     () => terminate(["postgres"]),
     ...POSTGRES_CUTS.flatMap((how) => times(how === "now" ? 1 : 2, () => ({ kind: "cut-postgres", how } as const))),
     ...times(2, () => ({ kind: "cut-kafka" } as const)),
+    () => hang("kafka"),
+    () => hang("postgres"),
     ...times(3, () => ({ kind: "poison", messages: 1 + draw.below(MAX_POISON) } as const)),
     ...(guests > 0 ? times(3, guest) : []),
   ];

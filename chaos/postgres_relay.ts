@@ -48,6 +48,11 @@ export class PostgresRelay implements AsyncDisposable {
     return this.#relay?.cut() ?? 0;
   }
 
+  /** Keeps all connections, but nothing goes by. @returns What lets it go by again. */
+  hang(): () => void {
+    return this.#relay!.hang();
+  }
+
   /**
    * Cuts the connection on which a moment comes next: `in-transaction` at the first message behind BEGIN,
    * `before-commit` with the COMMIT kept from the server, `after-commit` with the server's answer to it kept from the

@@ -9,12 +9,15 @@ export interface Gap {
   readonly fromKillMs: number;
   /** From the new start to the next row, in ms; 0 where rows went on meanwhile. */
   readonly fromStartMs: number;
+  /** Whether nothing else went wrong meanwhile. */
+  readonly alone: boolean;
 }
 
 interface Open {
   readonly what: string;
   readonly at: number;
   startedAt: number | undefined;
+  alone: boolean;
 }
 
 const POLL_MS = 250;
@@ -43,9 +46,9 @@ export class Progress implements AsyncDisposable {
     this.#done = this.#run();
   }
 
-  /** The longest gap after a kill. */
-  get longestGap(): Gap | undefined {
-    return this.#gaps.toSorted((a, b) => b.fromKillMs - a.fromKillMs)[0];
+  /** Times without a row after kills, the longest first. */
+  get gaps(): Gap[] {
+    return this.#gaps.toSorted((a, b) => b.fromKillMs - a.fromKillMs);
   }
 
   /** The longest time without a row while nothing was down, frozen or just cut, in ms. */
@@ -61,15 +64,16 @@ export class Progress implements AsyncDisposable {
   /** Something begins to go wrong. @returns What to call when it is over. */
   disturb(): () => void {
     this.#disturbances++;
+    for (const open of this.#open) open.alone = false;
     return () => {
       this.#disturbances--;
       this.#calmSince = performance.now();
     };
   }
 
-  /** Something is killed now. @returns What to call when it was started again. */
+  /** Something is killed now, as part of a disturbance. @returns What to call when it was started again. */
   killed(what: string): () => void {
-    const open: Open = { what, at: performance.now(), startedAt: undefined };
+    const open: Open = { what, at: performance.now(), startedAt: undefined, alone: this.#disturbances === 1 };
     this.#open.add(open);
     return () => {
       open.startedAt = performance.now();
@@ -114,7 +118,7 @@ export class Progress implements AsyncDisposable {
         if (open.at > askedAt) continue;
         this.#open.delete(open);
         const fromStartMs = open.startedAt === undefined ? 0 : now - open.startedAt;
-        this.#gaps.push({ what: open.what, fromKillMs: now - open.at, fromStartMs });
+        this.#gaps.push({ what: open.what, fromKillMs: now - open.at, fromStartMs, alone: open.alone });
       }
     }
     this.#rows = rows;

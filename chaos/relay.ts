@@ -26,6 +26,8 @@ export interface RelayOptions {
 export class Relay implements AsyncDisposable {
   readonly #server: Server;
   readonly #cuts = new Set<() => void>();
+  readonly #sockets = new Set<Socket>();
+  #hanging = false;
 
   private constructor(server: Server) {
     this.#server = server;
@@ -50,6 +52,16 @@ export class Relay implements AsyncDisposable {
     return count;
   }
 
+  /** Keeps all connections, and takes new ones, but nothing goes by. @returns What lets it go by again. */
+  hang(): () => void {
+    this.#hanging = true;
+    for (const socket of this.#sockets) socket.pause();
+    return () => {
+      this.#hanging = false;
+      for (const socket of this.#sockets) socket.resume();
+    };
+  }
+
   /** Cuts all connections and takes no more. */
   async [Symbol.asyncDispose](): Promise<void> {
     const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
@@ -60,6 +72,7 @@ export class Relay implements AsyncDisposable {
   #pass(client: Socket, server: Socket, watch: RelayOptions["watch"]): void {
     const cut = () => {
       this.#cuts.delete(cut);
+      for (const socket of [client, server]) this.#sockets.delete(socket);
       client.destroy();
       server.destroy();
     };
@@ -72,9 +85,13 @@ export class Relay implements AsyncDisposable {
         if (to.destroyed || watcher?.[side](bytes) === "drop") return;
         if (to.write(bytes)) return;
         from.pause();
-        to.once("drain", () => from.resume());
+        to.once("drain", () => {
+          if (!this.#hanging) from.resume();
+        });
       });
       from.on("end", () => to.end());
+      this.#sockets.add(from);
+      if (this.#hanging) from.pause();
     }
   }
 }
