@@ -16,6 +16,8 @@ COPY lib lib
 COPY producer.ts consumer.ts ./
 # Turns TypeScript into JavaScript here rather than at each start, and fails where deno.lock does not fit.
 RUN deno cache --frozen producer.ts consumer.ts
+# Of the producer, for any user; a volume that is made for it takes its permissions.
+RUN mkdir --mode=777 spool
 
 # No shell, no package manager.
 FROM denoland/deno:distroless-${DENO_VERSION}
@@ -24,7 +26,7 @@ ENV DENO_DIR=/deno-dir DENO_NO_UPDATE_CHECK=1 NO_COLOR=1
 WORKDIR /src/app
 COPY --from=build /deno-dir /deno-dir
 COPY --from=build /src/app /src/app
-# Any user will do: nothing is written.
+# Any user will do: nothing is written but for the producer's spool, /src/app/spool.
 USER 65532:65532
 # A task has the flags and permissions that it has without containers, and hands SIGTERM on to its program.
 ENTRYPOINT ["deno", "task", "--quiet"]

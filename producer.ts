@@ -6,7 +6,7 @@ import { encodeMetric, type Metric } from "./lib/metric.ts";
 import { type Context, runProgram } from "./lib/program.ts";
 import { Publishing } from "./lib/publishing.ts";
 import { afterAbort, type Due, runSchedule } from "./lib/schedule.ts";
-import { Spool } from "./lib/spool.ts";
+import { listRefused, openSpool, retryRefused } from "./lib/spool.ts";
 
 /** With `--once`, checks at a time: more would take the CPU from each other and distort the times. */
 const CHECKS_AT_ONCE = 50;
@@ -15,20 +15,18 @@ const GRACE_MS = 2_500;
 /** After a signal, Kafka may take this long for what was checked. */
 const SHUTDOWN_DRAIN_MS = 4_500;
 
-/** Checks sites and publishes every result. */
+/** Checks sites and publishes every result, by way of the spool. */
 async function produce({ config, commandLine, log, signal }: Context<ProducerConfig>): Promise<number> {
+  if (commandLine.refused !== undefined) return dealWithRefused(commandLine.refused, config.spool.path);
   using client = createCheckClient();
-  using spool = new Spool({
-    onDropped: (messages) =>
-      log.error("Dropped the oldest {messages} metric(s): Kafka has been away for too long", { messages }),
-  });
-  const publishing = config.kafka === null ? null : new Publishing(config.kafka, { spool, log });
+  using spool = config.kafka === null ? null : openSpool(config.spool, { log });
+  const publishing = spool === null ? null : new Publishing(config.kafka!, { spool, log });
   const givenUp = afterAbort(signal, GRACE_MS);
 
   function deliver(metric: Metric): void {
-    if (publishing === null) return print(encodeMetric(metric));
+    if (spool === null) return print(encodeMetric(metric));
     spool.add({
-      topic: metric.name,
+      topic: config.kafka?.sharedTopic ?? metric.name,
       key: metric.name,
       value: encodeMetric(metric),
       timestamp: Date.parse(metric.occurred_at),
@@ -59,8 +57,29 @@ async function produce({ config, commandLine, log, signal }: Context<ProducerCon
   await Promise.race([checks, publishing?.failed ?? checks]);
   if (publishing === null) return 0;
   const left = await publishing.drain(commandLine.once && !signal.aborted ? config.drainTimeoutMs : SHUTDOWN_DRAIN_MS);
-  if (left > 0) log.error("Kafka has not taken {left} metric(s), which are lost", { left });
-  return left > 0 ? 1 : 0;
+  if (left > 0) {
+    log.warn("Kafka has not taken {left} metric(s): they stay in '{path}' for the next start", {
+      left,
+      path: config.spool.path,
+    });
+  }
+  return commandLine.once && left + publishing.refused > 0 ? 1 : 0;
+}
+
+/** Prints what Kafka will never take, or lets it be tried again. */
+function dealWithRefused(wanted: "list" | "retry", path: string): number {
+  if (wanted === "retry") {
+    print(`${retryRefused(path)} metric(s) wait for Kafka again: a producer that runs, or the next, sends them`);
+    return 0;
+  }
+  for (const { topic, reason, refusedAt, value } of listRefused(path)) {
+    print(
+      `{"refused_at":"${new Date(refusedAt).toISOString()}",${
+        JSON.stringify({ topic, reason }).slice(1, -1)
+      },"metric":${value}}`,
+    );
+  }
+  return 0;
 }
 
 /** Checks each site once, some at a time. */

@@ -18,6 +18,8 @@ export interface CommandLine {
   readonly dryRun: boolean;
   /** `--check-config` */
   readonly checkConfig: boolean;
+  /** `--list-refused`, `--retry-refused` of the producer. */
+  readonly refused?: "list" | "retry";
 }
 
 /** What the command line asks for beside settings, by program. */
@@ -71,6 +73,8 @@ export function parseCommandLine(program: ProgramName, args: readonly string[]):
     once: options["once"] === true,
     dryRun: options["dryRun"] === true,
     checkConfig: options["checkConfig"] === true,
+    ...(options["listRefused"] === true && { refused: "list" }),
+    ...(options["retryRefused"] === true && { refused: "retry" }),
   };
 }
 
@@ -143,8 +147,12 @@ function createCommand(program: ProgramName): Command {
       }
     }
   }
+  command.option("--once", once).option("--dry-run", dryRun);
+  if (program === "producer") {
+    command
+      .option("--list-refused", "print each result that Kafka will never take, with the reason, as JSON, and end")
+      .option("--retry-refused", "put these back among those that wait for Kafka, and end");
+  }
   return command
-    .option("--once", once)
-    .option("--dry-run", dryRun)
     .option("--check-config", "validate the settings, print them with secrets hidden, and end");
 }

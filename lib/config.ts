@@ -3,11 +3,11 @@ import { type CertificateFile, keyFits, readCertificateFile, readKeyFile } from 
 import type { CommandLine } from "./command.ts";
 import { ConfigError } from "./error.ts";
 import type { LOG_LEVELS } from "./log.ts";
-import { SETTINGS, type SSL_MODES } from "./setting.ts";
+import { SETTINGS, type SPOOL_SYNCS, type SSL_MODES } from "./setting.ts";
 import { type Given, HIDDEN, type LookUpVariable, parseGiven, type SiteSection, Source } from "./source.ts";
 import { pathExists } from "./text_file.ts";
 import { checkTopicName, parseTopics } from "./topic.ts";
-import { formatDuration } from "./value.ts";
+import { formatBytes, formatDuration } from "./value.ts";
 
 /** A site to check. */
 export interface Site {
@@ -43,6 +43,36 @@ export interface KafkaSettings {
   readonly bootstrapServers: readonly string[];
   /** TLS, or null for plain text. */
   readonly tls: TlsSettings | null;
+}
+
+/** What topics are made with; null for the brokers' own. */
+export interface NewTopicSettings {
+  /** Partitions. */
+  readonly partitions: number | null;
+  /** Copies. */
+  readonly replicationFactor: number | null;
+  /** How long messages are kept, in ms; -1 for ever. */
+  readonly retentionMs: number | null;
+}
+
+/** Where and how to publish. */
+export interface PublishSettings extends KafkaSettings {
+  /** What topics are made with. */
+  readonly newTopics: NewTopicSettings;
+  /** The one topic of all sites; null for a topic per site. */
+  readonly sharedTopic: string | null;
+}
+
+/** Where what is not published yet is kept. */
+export interface SpoolSettings {
+  /** File. */
+  readonly path: string;
+  /** Bytes at most. */
+  readonly maxBytes: number;
+  /** Age at most, in ms. */
+  readonly maxAgeMs: number;
+  /** What a power cut may cost. */
+  readonly sync: typeof SPOOL_SYNCS[number];
 }
 
 /** How to reach PostgreSQL. */
@@ -90,7 +120,9 @@ export interface ProducerConfig extends CommonConfig {
   /** What to check. */
   readonly sites: readonly Site[];
   /** Where to publish; null where nothing is to be published (`--dry-run`). */
-  readonly kafka: KafkaSettings | null;
+  readonly kafka: PublishSettings | null;
+  /** Where results wait until Kafka has them. */
+  readonly spool: SpoolSettings;
   /** With `--once`: time until Kafka must have all, in ms. */
   readonly drainTimeoutMs: number;
 }
@@ -125,6 +157,7 @@ const DEFAULT_TIMEOUT_MS = 10_000;
 /** A timeout equal to the interval would make a site that hangs miss every second check. */
 const DEFAULT_TIMEOUT_SHARE = 0.8;
 const DEFAULT_DRAIN_TIMEOUT_MS = 30_000;
+const DEFAULT_SPOOL = { path: "./spool/site_checker.db", maxBytes: 1024 ** 3, maxAgeMs: 7 * 24 * 3_600_000 } as const;
 const DEFAULT_GROUP_ID = "site_checker";
 const DEFAULT_POSTGRES_PORT = 5432;
 
@@ -138,11 +171,43 @@ export async function readProducerConfig(
   { env = Deno.env.get }: ReadConfigOptions = {},
 ): Promise<ProducerConfig> {
   const source = await Source.open(commandLine, env);
-  const sites = readSites(source);
-  const kafka = commandLine.dryRun ? null : await readKafka(source);
+  // What was set aside is dealt with by itself.
+  const sites = commandLine.refused === undefined ? readSites(source) : [];
+  const kafka = commandLine.dryRun || commandLine.refused !== undefined ? null : await readPublish(source);
+  const spool = readSpool(source);
   const drainTimeoutMs = source.take("producer", "drain_timeout") ?? DEFAULT_DRAIN_TIMEOUT_MS;
   source.show("producer", "drain_timeout", { value: formatDuration(drainTimeoutMs) });
-  return { sites, kafka, drainTimeoutMs, ...readCommon(source) };
+  return { sites, kafka, spool, drainTimeoutMs, ...readCommon(source) };
+}
+
+async function readPublish(source: Source): Promise<PublishSettings> {
+  const kafka = await readKafka(source);
+  const sharedTopic = source.take("kafka", "topic") ?? null;
+  if (sharedTopic !== null) {
+    checkTopicName(sharedTopic, `topic '${sharedTopic}'`, source.origin("kafka", "topic"));
+    source.show("kafka", "topic", { value: sharedTopic });
+  }
+  const partitions = source.take("kafka", "partitions") ?? null;
+  const replicationFactor = source.take("kafka", "replication_factor") ?? null;
+  const retentionMs = source.take("kafka", "retention") ?? null;
+  if (partitions !== null) source.show("kafka", "partitions", { value: String(partitions) });
+  if (replicationFactor !== null) source.show("kafka", "replication_factor", { value: String(replicationFactor) });
+  if (retentionMs !== null) {
+    source.show("kafka", "retention", { value: retentionMs === -1 ? "forever" : formatDuration(retentionMs) });
+  }
+  return { ...kafka, sharedTopic, newTopics: { partitions, replicationFactor, retentionMs } };
+}
+
+function readSpool(source: Source): SpoolSettings {
+  const path = source.take("producer", "spool_path") ?? DEFAULT_SPOOL.path;
+  const maxBytes = source.take("producer", "spool_max_bytes") ?? DEFAULT_SPOOL.maxBytes;
+  const maxAgeMs = source.take("producer", "spool_max_age") ?? DEFAULT_SPOOL.maxAgeMs;
+  const sync = source.take("producer", "spool_sync") ?? "normal";
+  source.show("producer", "spool_path", { value: path });
+  source.show("producer", "spool_max_bytes", { value: formatBytes(maxBytes) });
+  source.show("producer", "spool_max_age", { value: formatDuration(maxAgeMs) });
+  source.show("producer", "spool_sync", { value: sync });
+  return { path, maxBytes, maxAgeMs, sync };
 }
 
 /**
@@ -336,10 +401,10 @@ function warnOfExpiry({ warnings }: Source, { path, first: { validTo } }: Certif
   if (Date.parse(validTo) < Date.now()) warnings.push(`the certificate in ${path} has expired on ${validTo}`);
 }
 
-/** Topics by flags, else by the variable, else the sites of the file. */
+/** Topics by flags, else by the variable, else the shared one of the file, else the sites of the file. */
 function readTopics(source: Source): TopicSelection {
   const flags = source.commandLine.topics.map((text) => ({ text, origin: "--kafka-topic" }));
-  const variable = source.flagOrVariable("kafka-topic");
+  const variable = source.flagOrVariable("kafka-topic") ?? source.entry("kafka", "topic", SETTINGS.kafka.topic);
   const given = flags.length > 0 ? flags : variable !== undefined ? [variable] : [];
   const lists = given.map(({ text, origin }) => parseTopics(text, origin));
   const sites = given.length > 0 ? [] : source.siteSections().map(({ name }) => name);

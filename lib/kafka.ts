@@ -5,7 +5,9 @@ import {
   type Admin,
   AssignerProtocol,
   type Batch,
+  CompressionTypes,
   type Consumer,
+  type ITopicConfig,
   Kafka,
   logLevel,
   type Message,
@@ -15,7 +17,7 @@ import {
   type TopicMessages,
 } from "kafkajs";
 import { assignPartitions, type Member } from "./assignment.ts";
-import type { KafkaSettings, TopicSelection } from "./config.ts";
+import type { KafkaSettings, NewTopicSettings, PublishSettings, TopicSelection } from "./config.ts";
 import { ConfigError, errorCode, errorMessage } from "./error.ts";
 import type { Log } from "./log.ts";
 import { type KafkaMessage, METRIC_VERSION } from "./metric.ts";
@@ -50,36 +52,57 @@ export interface ClientOptions {
   readonly log: Log;
 }
 
-/** What happened to messages. */
-export interface PublishResult {
-  /** Reasons by topic, of topics that Kafka did not take; all others are acknowledged. */
-  readonly refused: ReadonlyMap<string, string>;
+/** A message that Kafka will never take as it is. */
+export interface Refusal<M extends OutgoingMessage> {
+  /** It. */
+  readonly message: M;
+  /** Why. */
+  readonly reason: string;
 }
+
+/** What became of messages; those of a topic that is named in `delayed` and in no list are still to be published. */
+export interface PublishResult<M extends OutgoingMessage> {
+  /** All in-sync replicas have these. */
+  readonly acknowledged: M[];
+  /** Kafka will never take these as they are. */
+  readonly refused: Refusal<M>[];
+  /** Reasons by topic, of topics that Kafka does not take now. */
+  readonly delayed: Map<string, string>;
+}
+
+/** What Kafka says of messages that it will never take as they are. */
+const REFUSALS: ReadonlySet<string> = new Set([
+  "MESSAGE_TOO_LARGE",
+  "RECORD_LIST_TOO_LARGE",
+  "INVALID_RECORD",
+  "INVALID_TOPIC_EXCEPTION",
+  "TOPIC_AUTHORIZATION_FAILED",
+]);
+/** Of these, one message may be the cause, and the topic's others be fine. */
+const REFUSALS_OF_ONE: ReadonlySet<string> = new Set(["MESSAGE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD"]);
+/** All topics together, a broker takes 100 MB a request unless told otherwise. */
+const MAX_REQUEST_BYTES = 16_000_000;
+/** Of a topic's part, from which on compressing costs less than sending: a few records that are alike. */
+const MIN_GZIP_BYTES = 4_000;
 
 /** Publishes messages. */
 export class Publisher implements AsyncDisposable {
-  readonly #settings: KafkaSettings;
+  readonly #settings: PublishSettings;
   readonly #log: Log;
-  readonly #producer: Producer;
+  readonly #kafka: Kafka;
   readonly #admin: Admin;
+  #producer: Producer;
   /** Topics that need not be made. */
   readonly #known = new Set<string>();
   #connected = false;
 
   /** Connects with the first call of {@linkcode Publisher.publish}. */
-  constructor(settings: KafkaSettings, { log }: ClientOptions) {
+  constructor(settings: PublishSettings, { log }: ClientOptions) {
     this.#settings = settings;
     this.#log = log;
-    const kafka = createKafka(settings, log);
-    this.#admin = kafka.admin({ retry: { retries: 2 } });
-    this.#producer = kafka.producer({
-      // Not idempotent: kafkajs loses messages that way when one of several topics fails; ids make doubles harmless.
-      idempotent: false,
-      maxInFlightRequests: 1,
-      allowAutoTopicCreation: true,
-      createPartitioner: Partitioners.DefaultPartitioner,
-      retry: { retries: 3, initialRetryTime: 200, maxRetryTime: 2_000 },
-    });
+    this.#kafka = createKafka(settings, log);
+    this.#admin = this.#kafka.admin({ retry: { retries: 2 } });
+    this.#producer = createProducer(this.#kafka);
   }
 
   /**
@@ -88,14 +111,12 @@ export class Publisher implements AsyncDisposable {
    * @throws {ConfigError} when the brokers' certificates are not trusted or they don't trust ours, at the first try.
    * @throws What the client throws, when no broker can be reached; any of the messages may have arrived.
    */
-  async publish(messages: readonly OutgoingMessage[]): Promise<PublishResult> {
+  async publish<M extends OutgoingMessage>(messages: readonly M[]): Promise<PublishResult<M>> {
     await this.#connect();
-    const refused = new Map<string, string>();
-    await this.#createTopics(new Set(messages.map(({ topic }) => topic)), refused);
-    for (const round of rounds(messages)) {
-      await this.#send(round.filter(({ topic }) => !refused.has(topic)), refused);
-    }
-    return { refused };
+    const result: PublishResult<M> = { acknowledged: [], refused: [], delayed: new Map() };
+    await this.#createTopics(new Set(messages.map(({ topic }) => topic)), result.delayed);
+    for (const { round, compression } of rounds(messages)) await this.#send(round, { compression, result });
+    return result;
   }
 
   /** Closes the connections. */
@@ -114,69 +135,154 @@ export class Publisher implements AsyncDisposable {
   }
 
   /** Makes topics that are not there; where the broker does not allow us to, it may make them itself. */
-  async #createTopics(topics: ReadonlySet<string>, refused: Map<string, string>): Promise<void> {
-    if ([...topics].every((topic) => this.#known.has(topic))) return;
-    const existing = new Set(await this.#admin.listTopics());
-    const missing = [...topics].filter((topic) => !existing.has(topic) && !this.#known.has(topic));
+  async #createTopics(topics: ReadonlySet<string>, delayed: Map<string, string>): Promise<void> {
+    const unknown = [...topics].filter((topic) => !this.#known.has(topic));
+    if (unknown.length === 0) return;
+    const existing = await this.#listTopics();
+    const missing = unknown.filter((topic) => !existing.has(topic));
     const failed = new Map<string, string>();
     if (missing.length > 0) {
       try {
-        await this.#admin.createTopics({ topics: missing.map((topic) => ({ topic })), waitForLeaders: true });
+        const settings = topicSettings(this.#settings.newTopics);
+        await this.#admin.createTopics({
+          topics: missing.map((topic) => ({ topic, ...settings })),
+          waitForLeaders: true,
+        });
       } catch (error) {
         if (!(error instanceof Error && "errors" in error && Array.isArray(error.errors))) throw error;
         for (const one of error.errors as (Error & { type?: string; topic?: string })[]) {
-          const { type, topic } = one;
-          if (topic === undefined || type === "TOPIC_ALREADY_EXISTS" || type?.endsWith("AUTHORIZATION_FAILED")) {
-            continue;
-          }
-          failed.set(topic, `it can't be made: ${errorMessage(one)}`);
+          if (one.topic !== undefined) failed.set(one.topic, one.type ?? errorMessage(one));
+          if (one.topic === undefined || LEFT_TO_BROKER_REGEXP.test(one.type ?? "")) continue;
+          delayed.set(one.topic, `it can't be made: ${errorMessage(one)}`);
         }
       }
       const made = missing.filter((topic) => !failed.has(topic));
-      if (made.length > 0) this.#log.info("Made topics: {topics}", { topics: made.join(", ") });
+      if (made.length > 0) this.#log.info("Made {topics}", { topics: shorten(made) });
     }
-    for (const topic of topics) {
-      const reason = failed.get(topic);
-      if (reason === undefined) this.#known.add(topic);
-      else refused.set(topic, reason);
-    }
+    for (const topic of unknown) if (!delayed.has(topic)) this.#known.add(topic);
   }
 
-  async #send(messages: readonly OutgoingMessage[], refused: Map<string, string>): Promise<void> {
-    if (messages.length === 0) return;
-    const byTopic = Map.groupBy(messages, ({ topic }) => topic);
+  async #listTopics(): Promise<ReadonlySet<string>> {
     try {
-      await this.#sendBatch(byTopic);
+      return new Set(await this.#admin.listTopics());
     } catch (error) {
+      // Of any topic, be it none of ours: making ours tells which are there.
       if (protocolError(error) === undefined) throw error;
-      // One of the topics failed; which one, only sending them one by one tells.
-      for (const [topic, ofTopic] of byTopic) await this.#sendTopic(topic, ofTopic, refused);
+      return new Set();
     }
   }
 
-  async #sendTopic(topic: string, messages: OutgoingMessage[], refused: Map<string, string>): Promise<void> {
+  async #send<M extends OutgoingMessage>(
+    messages: readonly M[],
+    { compression, result }: { compression: CompressionTypes; result: PublishResult<M> },
+  ): Promise<void> {
+    const byTopic = Map.groupBy(messages.filter(({ topic }) => !result.delayed.has(topic)), ({ topic }) => topic);
+    if (byTopic.size === 0) return;
     try {
-      await this.#sendBatch(new Map([[topic, messages]]));
+      await this.#sendBatch(byTopic, compression);
+      for (const ofTopic of byTopic.values()) result.acknowledged.push(...ofTopic);
     } catch (error) {
-      const refusal = protocolError(error);
-      if (refusal === undefined) throw error;
-      if (refusal.type === "INVALID_TIMESTAMP") {
-        const timestamp = Date.now();
-        await this.#sendBatch(new Map([[topic, messages.map((message) => ({ ...message, timestamp }))]]));
+      const answer = protocolError(error);
+      if (answer === undefined) throw error;
+      await this.#startOver();
+      // One of the topics failed; which one, only sending parts of them tells.
+      const parts = halves([...byTopic.values()]);
+      if (parts !== undefined) {
+        for (const part of parts) await this.#send(part.flat(), { compression, result });
         return;
       }
-      this.#known.delete(topic);
-      refused.set(topic, errorMessage(refusal));
+      const [[topic, ofTopic]] = byTopic as Iterable<[string, M[]]> as [[string, M[]]];
+      await this.#sendTopic(topic, ofTopic, { answer, compression, result });
     }
   }
 
-  async #sendBatch(byTopic: ReadonlyMap<string, readonly OutgoingMessage[]>): Promise<void> {
+  /** Deals with a topic whose messages failed together. */
+  async #sendTopic<M extends OutgoingMessage>(
+    topic: string,
+    messages: readonly M[],
+    { answer, compression, result }: {
+      answer: Error & { type: string };
+      compression: CompressionTypes;
+      result: PublishResult<M>;
+    },
+  ): Promise<void> {
+    const { type } = answer;
+    if (type === "INVALID_TIMESTAMP" && messages.some(({ timestamp }) => timestamp !== NOW)) {
+      // The messages themselves are handed back as they came.
+      const dated = messages.map((message) => ({ ...message, timestamp: NOW }));
+      const again: PublishResult<M> = { acknowledged: [], refused: [], delayed: result.delayed };
+      await this.#send(dated, { compression, result: again });
+      const original = (message: M) => messages[dated.indexOf(message)] ?? message;
+      result.acknowledged.push(...again.acknowledged.map(original));
+      result.refused.push(...again.refused.map(({ message, reason }) => ({ message: original(message), reason })));
+      return;
+    }
+    const parts = REFUSALS_OF_ONE.has(type) ? halves(messages) : undefined;
+    if (parts !== undefined) {
+      for (const part of parts) await this.#send(part, { compression, result });
+      return;
+    }
+    this.#known.delete(topic);
+    const reason = `${errorMessage(answer)} (${type})`;
+    if (REFUSALS.has(type)) result.refused.push(...messages.map((message) => ({ message, reason })));
+    else result.delayed.set(topic, reason);
+  }
+
+  async #sendBatch(
+    byTopic: ReadonlyMap<string, readonly OutgoingMessage[]>,
+    compression: CompressionTypes,
+  ): Promise<void> {
     const topicMessages = [...byTopic].map(([topic, messages]): TopicMessages => ({
       topic,
       messages: messages.map(toRecord),
     }));
-    await this.#producer.sendBatch({ acks: -1, topicMessages });
+    await this.#producer.sendBatch({ acks: -1, compression, topicMessages });
   }
+
+  /** A client asks for all topics that it ever sent to, and fails for all where one is gone or has no leader. */
+  async #startOver(): Promise<void> {
+    await this.#producer.disconnect();
+    this.#producer = createProducer(this.#kafka);
+    await this.#producer.connect();
+  }
+}
+
+function createProducer(kafka: Kafka): Producer {
+  return kafka.producer({
+    // Not idempotent: kafkajs loses messages that way when one of several topics fails; ids make doubles harmless.
+    idempotent: false,
+    maxInFlightRequests: 1,
+    allowAutoTopicCreation: true,
+    createPartitioner: Partitioners.DefaultPartitioner,
+    // Those who call retry; once here, for a connection that the broker has closed meanwhile.
+    retry: { retries: 1, initialRetryTime: 200, maxRetryTime: 2_000 },
+  });
+}
+
+/** Timestamp of a message whose own is refused. */
+const NOW = -1;
+/** Of making topics: it is there, or we may not. */
+const LEFT_TO_BROKER_REGEXP = /^TOPIC_ALREADY_EXISTS$|AUTHORIZATION_FAILED$/;
+
+function topicSettings({ partitions, replicationFactor, retentionMs }: NewTopicSettings): Partial<ITopicConfig> {
+  return {
+    ...(partitions !== null && { numPartitions: partitions }),
+    ...(replicationFactor !== null && { replicationFactor }),
+    ...(retentionMs !== null && { configEntries: [{ name: "retention.ms", value: String(retentionMs) }] }),
+  };
+}
+
+/** The two halves of several, undefined for one. */
+function halves<T>(items: readonly T[]): [T[], T[]] | undefined {
+  if (items.length < 2) return undefined;
+  const middle = Math.ceil(items.length / 2);
+  return [items.slice(0, middle), items.slice(middle)];
+}
+
+/** Names some topics of many. */
+function shorten(topics: readonly string[]): string {
+  const shown = topics.slice(0, 10).join(", ");
+  return topics.length > 10 ? `topics ${shown} and ${topics.length - 10} more` : `topics: ${shown}`;
 }
 
 /** What became of the messages that were handed over. */
@@ -498,10 +604,12 @@ function toRecord({ key, value, timestamp }: OutgoingMessage): Message {
   return {
     key,
     value,
-    timestamp: String(timestamp),
-    headers: { "content-type": "application/json", version: String(METRIC_VERSION) },
+    timestamp: String(timestamp === NOW ? Date.now() : timestamp),
+    headers: HEADERS,
   };
 }
+
+const HEADERS = { "content-type": "application/json", version: String(METRIC_VERSION) };
 
 function toMessages({ topic, partition, messages }: Batch): KafkaMessage[] {
   return messages.map(({ key, value, offset, timestamp, headers }) => ({
@@ -519,28 +627,51 @@ function toMessages({ topic, partition, messages }: Batch): KafkaMessage[] {
   }));
 }
 
-/** Parts of which each has no more of one topic than fits into a request. */
-function rounds(messages: readonly OutgoingMessage[]): OutgoingMessage[][] {
-  const result: OutgoingMessage[][] = [];
-  const fill = new Map<string, { round: number; bytes: number }>();
-  for (const message of messages) {
-    const size = message.key.length + message.value.length;
-    const at = fill.get(message.topic) ?? { round: 0, bytes: 0 };
-    if (at.bytes > 0 && at.bytes + size > MAX_TOPIC_BYTES) {
-      at.round++;
-      at.bytes = 0;
+/** Messages of one request. */
+interface Round<M> {
+  readonly round: M[];
+  readonly compression: CompressionTypes;
+}
+
+/**
+ * Parts of which each has no more, of one topic and of all, than a broker takes in a request; each topic's stay in their
+ * order. Those of topics with little to compress go by themselves.
+ */
+function rounds<M extends OutgoingMessage>(messages: readonly M[]): Round<M>[] {
+  const plain: M[][] = [];
+  const zipped: M[][] = [];
+  const bytesOf = ({ key, value }: M) => key.length + value.length;
+  const filled = new Map<M[], number>();
+  for (const ofTopic of Map.groupBy(messages, ({ topic }) => topic).values()) {
+    const total = ofTopic.reduce((sum, message) => sum + bytesOf(message), 0);
+    const target = ofTopic.length > 1 && total >= MIN_GZIP_BYTES ? zipped : plain;
+    let at = 0;
+    let ofThis = 0;
+    for (const message of ofTopic) {
+      const bytes = bytesOf(message);
+      let part = target[at] ??= [];
+      const full = (filled.get(part) ?? 0) + bytes > MAX_REQUEST_BYTES || ofThis + bytes > MAX_TOPIC_BYTES;
+      if (full && part.length > 0) {
+        part = target[++at] ??= [];
+        ofThis = 0;
+      }
+      part.push(message);
+      ofThis += bytes;
+      filled.set(part, (filled.get(part) ?? 0) + bytes);
     }
-    at.bytes += size;
-    fill.set(message.topic, at);
-    (result[at.round] ??= []).push(message);
   }
-  return result;
+  return [
+    ...plain.map((round) => ({ round, compression: CompressionTypes.None })),
+    ...zipped.map((round) => ({ round, compression: CompressionTypes.GZIP })),
+  ];
 }
 
 /** A broker's answer (kafkajs gives it a `type`, KafkaJSProtocolError is not exported) among the causes, if one answered. */
 function protocolError(error: unknown): Error & { type: string } | undefined {
   for (let e = error, depth = 0; e instanceof Error && depth < 8; e = e.cause, depth++) {
     if ("type" in e && typeof e.type === "string") return e as Error & { type: string };
+    // A topic of which the brokers say nothing.
+    if (/MetadataNotLoaded$/.test(e.name)) return Object.assign(e, { type: "METADATA_NOT_LOADED" });
   }
   return undefined;
 }

@@ -1,11 +1,11 @@
 import { setTimeout as delay } from "node:timers/promises";
-import type { KafkaSettings } from "./config.ts";
-import { ConfigError } from "./error.ts";
-import { Publisher } from "./kafka.ts";
+import type { PublishSettings } from "./config.ts";
+import { ConfigError, errorMessage } from "./error.ts";
+import { Publisher, type PublishResult } from "./kafka.ts";
 import type { Log } from "./log.ts";
 import { retryForever } from "./retry.ts";
 import { sleepUntilAborted } from "./schedule.ts";
-import type { Spool } from "./spool.ts";
+import type { Spool, SpooledMessage } from "./spool.ts";
 
 /** Options of {@linkcode Publishing}. */
 export interface PublishingOptions {
@@ -15,35 +15,57 @@ export interface PublishingOptions {
   readonly log: Log;
 }
 
+/** A topic that Kafka did not take all of; it is tried apart from the others. */
+interface Held {
+  /** When to try again. */
+  until: number;
+  /** Wait before that. */
+  waitMs: number;
+}
+
 /** Metrics that are checked within this time go in one request. */
 const LINGER_MS = 10;
-const MESSAGES_PER_REQUEST = 2_000;
+const MESSAGES_PER_READ = 10_000;
 /** Connections to brokers that are away are not closed in order. */
 const CLOSE_TIMEOUT_MS = 1_000;
-/** A topic that Kafka refuses is tried again after this; others go on. */
-const REFUSED_WAIT_MS = 10_000;
+/** A topic that Kafka does not take is tried again after this, then after twice this, and so on; others go on. */
+const FIRST_HOLD_MS = 500;
+const LONGEST_HOLD_MS = 30_000;
+/** A topic that is tried apart and has nothing to be tried is looked for this often at most. */
+const LONGEST_IDLE_MS = 5_000;
+/** What is to be published by the end is tried this often. */
+const DRAIN_HOLD_MS = 500;
 
-/** Moves the spool to Kafka, for as long as it takes. */
+/**
+ * Moves the spool to Kafka, for as long as it takes, the oldest first: all topics together, but for those that Kafka does
+ * not take, which are tried apart over a connection of their own, so that they hold up no others.
+ */
 export class Publishing {
   /** Rejects when brokers refuse us for good; never resolves. */
   readonly failed: Promise<never>;
   readonly #spool: Spool;
   readonly #log: Log;
   readonly #publisher: Publisher;
+  readonly #apart: Publisher;
   readonly #where: string;
   readonly #stop = new AbortController();
-  readonly #drained = new AbortController();
-  /** Times until which refused topics wait. */
-  readonly #refused = new Map<string, number>();
-  readonly #done: Promise<void>;
+  readonly #drain = new AbortController();
+  /** Topics that are tried apart. */
+  readonly #held = new Map<string, Held>();
+  #heldChanged = Promise.withResolvers<void>();
+  /** Topics of which it was said that Kafka refuses messages. */
+  readonly #told = new Set<string>();
+  readonly #done: Promise<unknown>;
+  #refused = 0;
 
   /** Begins at once. */
-  constructor(settings: KafkaSettings, { spool, log }: PublishingOptions) {
+  constructor(settings: PublishSettings, { spool, log }: PublishingOptions) {
     this.#spool = spool;
     this.#log = log;
     this.#where = `Kafka at ${settings.bootstrapServers.join(",")}`;
     this.#publisher = new Publisher(settings, { log });
-    this.#done = this.#run().catch((error) => {
+    this.#apart = new Publisher(settings, { log });
+    this.#done = Promise.all([this.#publishAll(), this.#publishHeld()]).catch((error) => {
       if (!this.#stop.signal.aborted) throw error;
     });
     const failed = Promise.withResolvers<never>();
@@ -51,6 +73,11 @@ export class Publishing {
     // Where nobody waits for it, it is no unhandled rejection.
     this.failed.catch(() => {});
     this.#done.catch(failed.reject);
+  }
+
+  /** Messages that Kafka has refused for good since the start. */
+  get refused(): number {
+    return this.#refused;
   }
 
   /**
@@ -62,57 +89,123 @@ export class Publishing {
    */
   async drain(timeoutMs: number): Promise<number> {
     const timer = setTimeout(() => this.#stop.abort(), timeoutMs);
-    this.#drained.abort();
+    this.#drain.abort();
     try {
       await Promise.race([this.#done, whenAborted(this.#stop.signal)]);
       return this.#spool.size;
     } finally {
       clearTimeout(timer);
       this.#stop.abort();
-      await Promise.race([this.#publisher[Symbol.asyncDispose](), delay(CLOSE_TIMEOUT_MS)]);
+      const closed = [this.#publisher, this.#apart].map((publisher) => publisher[Symbol.asyncDispose]());
+      await Promise.race([Promise.all(closed), delay(CLOSE_TIMEOUT_MS)]);
     }
   }
 
-  async #run(): Promise<void> {
+  get #drained(): boolean {
+    return this.#drain.signal.aborted && this.#spool.size === 0;
+  }
+
+  /** All topics that are not held. */
+  async #publishAll(): Promise<void> {
     const { signal } = this.#stop;
     while (!signal.aborted) {
-      const batch = this.#spool.next({ limit: MESSAGES_PER_REQUEST, except: this.#waiting() });
-      if (batch.length === 0) {
-        if (this.#drained.signal.aborted && this.#spool.size === 0) return;
-        await this.#waitForWork();
+      const batch = this.#spool.next({ limit: MESSAGES_PER_READ, except: new Set(this.#held.keys()) });
+      if (batch.length > 0) {
+        this.#settle(
+          await retryForever(() => this.#publisher.publish(batch), {
+            what: this.#where,
+            log: this.#log,
+            signal,
+            isFinal: (error) => error instanceof ConfigError,
+          }),
+        );
         continue;
       }
-      const { refused } = await retryForever(() => this.#publisher.publish(batch), {
-        what: this.#where,
-        log: this.#log,
-        signal,
-        isFinal: (error) => error instanceof ConfigError,
-      });
-      this.#spool.delete(batch.filter(({ topic }) => !refused.has(topic)));
-      for (const [topic, reason] of refused) {
-        this.#refused.set(topic, performance.now() + REFUSED_WAIT_MS);
-        this.#log.error("Kafka refuses topic '{topic}', others go on: {reason}", { topic, reason });
+      if (this.#drained) return;
+      if (this.#drain.signal.aborted) {
+        await sleepUntilAborted(LINGER_MS, signal);
+        continue;
       }
+      const either = AbortSignal.any([signal, this.#drain.signal]);
+      await this.#spool.waitForMessage(either);
+      await sleepUntilAborted(LINGER_MS, either);
     }
   }
 
-  /** Waits for messages, or for a refused topic's turn. */
-  async #waitForWork(): Promise<void> {
+  /** Topics that are held, each when its time has come. */
+  async #publishHeld(): Promise<void> {
     const { signal } = this.#stop;
-    const turn = Math.min(...this.#refused.values()) - performance.now();
-    if (this.#drained.signal.aborted) return await sleepUntilAborted(Math.max(10, Math.min(turn, 1_000)), signal);
-    const wake = new AbortController();
-    const any = AbortSignal.any([signal, this.#drained.signal, wake.signal]);
-    const timer = Number.isFinite(turn) ? setTimeout(() => wake.abort(), Math.max(10, turn)) : undefined;
-    await this.#spool.waitForMessage(any);
-    clearTimeout(timer);
-    await sleepUntilAborted(LINGER_MS, AbortSignal.any([signal, this.#drained.signal]));
+    while (!signal.aborted) {
+      const now = performance.now();
+      const due = new Set([...this.#held].filter(([, { until }]) => until <= now).map(([topic]) => topic));
+      const batch = due.size === 0 ? [] : this.#spool.next({ limit: MESSAGES_PER_READ, only: due });
+      for (const topic of due) {
+        // With nothing to try, it waits for its next message.
+        if (!batch.some((message) => message.topic === topic)) {
+          this.#hold(topic, Math.min(2 * this.#held.get(topic)!.waitMs, LONGEST_IDLE_MS));
+        }
+      }
+      if (batch.length > 0) {
+        try {
+          this.#settle(await this.#apart.publish(batch));
+        } catch (error) {
+          // Brokers that are away, which is told where all topics are published.
+          this.#log.debug("{where}: {reason}", { where: this.#where, reason: errorMessage(error) });
+          await sleepUntilAborted(FIRST_HOLD_MS, signal);
+        }
+        continue;
+      }
+      if (this.#drained) return;
+      await this.#waitForTurn();
+    }
   }
 
-  #waiting(): ReadonlySet<string> {
-    const now = performance.now();
-    for (const [topic, until] of this.#refused) if (until <= now) this.#refused.delete(topic);
-    return new Set(this.#refused.keys());
+  async #waitForTurn(): Promise<void> {
+    const draining = this.#drain.signal.aborted;
+    const turn = Math.min(...[...this.#held.values()].map(({ until }) => until)) - performance.now();
+    const waitMs = draining ? LINGER_MS : Math.max(0, Math.min(turn, LONGEST_HOLD_MS));
+    const woken = new AbortController();
+    const signals = [this.#stop.signal, woken.signal, ...(draining ? [] : [this.#drain.signal])];
+    const turns = sleepUntilAborted(waitMs, AbortSignal.any(signals));
+    await Promise.race([this.#heldChanged.promise, turns]);
+    woken.abort();
+    if (!this.#drain.signal.aborted) return;
+    // Before the end, each is tried at once.
+    for (const held of this.#held.values()) held.until = Math.min(held.until, performance.now() + DRAIN_HOLD_MS);
+  }
+
+  #settle({ acknowledged, refused, delayed }: PublishResult<SpooledMessage>): void {
+    this.#spool.delete(acknowledged);
+    this.#spool.refuse(refused);
+    this.#refused += refused.length;
+    const failed = new Set([...refused.map(({ message }) => message.topic), ...delayed.keys()]);
+    for (const topic of new Set(acknowledged.map(({ topic }) => topic))) {
+      if (failed.has(topic) || !this.#held.delete(topic)) continue;
+      this.#told.delete(topic);
+      this.#log.info("Kafka takes topic '{topic}' again", { topic });
+    }
+    for (const topic of failed) {
+      const reason = delayed.get(topic);
+      const isNew = !this.#held.has(topic);
+      this.#hold(topic, Math.min(2 * (this.#held.get(topic)?.waitMs ?? FIRST_HOLD_MS / 2), LONGEST_HOLD_MS));
+      if (reason !== undefined && isNew) {
+        this.#log.error("Kafka does not take topic '{topic}', trying again, others go on: {reason}", { topic, reason });
+      }
+    }
+    for (const { message: { topic }, reason } of refused) {
+      if (this.#told.has(topic)) continue;
+      this.#told.add(topic);
+      this.#log.error(
+        "Kafka refuses metrics of topic '{topic}', which are set aside (--list-refused), others go on: {reason}",
+        { topic, reason },
+      );
+    }
+  }
+
+  #hold(topic: string, waitMs: number): void {
+    this.#held.set(topic, { waitMs, until: performance.now() + waitMs });
+    this.#heldChanged.resolve();
+    this.#heldChanged = Promise.withResolvers();
   }
 }
 

@@ -1,5 +1,17 @@
 import { LOG_LEVELS } from "./log.ts";
-import { choice, duration, host, httpUrl, integer, type ParseValue, pattern, servers, text } from "./value.ts";
+import {
+  byteSize,
+  choice,
+  duration,
+  host,
+  httpUrl,
+  integer,
+  type ParseValue,
+  pattern,
+  retention,
+  servers,
+  text,
+} from "./value.ts";
 
 /** The two programs. */
 export type ProgramName = "producer" | "consumer";
@@ -33,6 +45,9 @@ export const SECURITY_PROTOCOLS = ["PLAINTEXT", "SSL"] as const;
 
 /** Ways to secure the connection to PostgreSQL, as libpq has them. */
 export const SSL_MODES = ["disable", "require", "verify-ca", "verify-full"] as const;
+
+/** Ways to write the spool. */
+export const SPOOL_SYNCS = ["normal", "full"] as const;
 
 /** The one declaration of every setting, by section and key of the file; flags, `--help` and errors come from it. */
 export const SETTINGS = {
@@ -122,6 +137,39 @@ export const SETTINGS = {
       fallback: "site_checker",
       programs: ["consumer"],
     }),
+    // The consumer reads it too; its flag for topics is --kafka-topic, which takes several.
+    topic: setting({
+      parse: text(),
+      flag: "shared-topic",
+      placeholder: "name",
+      meaning: "one topic for all sites, keyed by site; the way beyond about 2,000 sites",
+      fallback: "a topic per site",
+      programs: ["producer"],
+    }),
+    partitions: setting({
+      parse: integer(1, 10_000),
+      flag: "kafka-partitions",
+      placeholder: "n",
+      meaning: "partitions of topics that the producer makes",
+      fallback: "the brokers' own",
+      programs: ["producer"],
+    }),
+    replication_factor: setting({
+      parse: integer(1, 100),
+      flag: "kafka-replication-factor",
+      placeholder: "n",
+      meaning: "copies of topics that the producer makes",
+      fallback: "the brokers' own",
+      programs: ["producer"],
+    }),
+    retention: setting({
+      parse: retention({ minMs: 60_000, maxMs: 36_500 * DAY_MS }),
+      flag: "kafka-retention",
+      placeholder: "duration",
+      meaning: "how long Kafka keeps what is in topics that the producer makes: 7d, forever",
+      fallback: "the brokers' own",
+      programs: ["producer"],
+    }),
   },
   postgres: {
     user: setting({
@@ -206,6 +254,38 @@ export const SETTINGS = {
       placeholder: "duration",
       meaning: "with --once: how long to wait until Kafka has every metric",
       fallback: "30s",
+      programs: ["producer"],
+    }),
+    spool_path: setting({
+      parse: text(),
+      flag: "spool-path",
+      placeholder: "file",
+      meaning: "where results wait until Kafka has them; one producer at a time",
+      fallback: "./spool/site_checker.db",
+      programs: ["producer"],
+    }),
+    spool_max_bytes: setting({
+      parse: byteSize(64 * 1024),
+      flag: "spool-max-bytes",
+      placeholder: "bytes",
+      meaning: "room for them; when it is full, the oldest go: 512M, 10G",
+      fallback: "1G",
+      programs: ["producer"],
+    }),
+    spool_max_age: setting({
+      parse: duration({ minMs: 1_000, maxMs: 3_650 * DAY_MS }),
+      flag: "spool-max-age",
+      placeholder: "duration",
+      meaning: "older ones go",
+      fallback: "7d",
+      programs: ["producer"],
+    }),
+    spool_sync: setting({
+      parse: choice(SPOOL_SYNCS),
+      flag: "spool-sync",
+      placeholder: "mode",
+      meaning: "normal: a power cut may cost the last moments; full: each write waits for the disk",
+      fallback: "normal",
       programs: ["producer"],
     }),
   },

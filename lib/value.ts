@@ -12,6 +12,8 @@ export type ParseValue<T> = (text: string) => T;
 
 const UNIT_MS = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
 const DURATION_REGEXP = /^(?<amount>-?(?:\d+\.?\d*|\.\d+))\s*(?<unit>ms|s|m|h|d)?$/;
+const BYTES_REGEXP = /^(?<amount>\d+\.?\d*)\s*(?:(?<unit>[kmgt])(?:i?b)?|b)?$/i;
+const BYTE_UNITS = ["K", "M", "G", "T"];
 const HOST_REGEXP = /^(?:[\p{L}\p{N}_.-]+|[\da-fA-F]*:[\da-fA-F]*:[\da-fA-F:.]*(?:%\w+)?)$/u;
 const SERVER_REGEXP = /^(?<host>[\p{L}\p{N}_.-]+)(?::(?<port>\d{1,5}))?$/u;
 const HTTP_REGEXP = /^https?:\/\/[^/\\]/i;
@@ -54,6 +56,48 @@ export function formatDuration(ms: number): string {
     if (ms >= UNIT_MS[unit] && ms % UNIT_MS[unit] === 0) return `${ms / UNIT_MS[unit]}${unit}`;
   }
   return `${ms}ms`;
+}
+
+/**
+ * Parser of a number of bytes, with a unit (`K`, `M`, `G`, `T`, by 1,024, a `B` or `iB` behind it or not) or without.
+ *
+ * @example
+ * ```ts
+ * import assert from "node:assert/strict";
+ *
+ * assert.deepEqual(["4096", "64M", "1.5 GiB"].map(byteSize(1)), [4_096, 67_108_864, 1_610_612_736]);
+ * ```
+ */
+export function byteSize(min: number): ParseValue<number> {
+  return (text) => {
+    const match = BYTES_REGEXP.exec(text.trim())?.groups;
+    if (match === undefined) throw new SyntaxError("expected a number of bytes such as 512M or 1G");
+    const power = match["unit"] === undefined ? 0 : BYTE_UNITS.indexOf(match["unit"].toUpperCase()) + 1;
+    const bytes = Math.round(Number(match["amount"]) * 1024 ** power);
+    if (bytes < min || bytes > Number.MAX_SAFE_INTEGER) throw new RangeError(`expected at least ${formatBytes(min)}`);
+    return bytes;
+  };
+}
+
+/** Number of bytes as a setting takes it, in the largest unit that leaves no fraction: `64M`, `1G`. */
+export function formatBytes(bytes: number): string {
+  for (let power = BYTE_UNITS.length; power > 0; power--) {
+    if (bytes > 0 && bytes % 1024 ** power === 0) return `${bytes / 1024 ** power}${BYTE_UNITS[power - 1]}`;
+  }
+  return String(bytes);
+}
+
+/** Parser of how long to keep: a duration, or `forever`. Value: milliseconds, -1 for ever. */
+export function retention(bounds: DurationBounds): ParseValue<number> {
+  const parse = duration(bounds);
+  return (text) => {
+    if (text.trim().toLowerCase() === "forever") return -1;
+    try {
+      return parse(text);
+    } catch (error) {
+      throw error instanceof SyntaxError ? new SyntaxError("expected a duration such as 7d, or forever") : error;
+    }
+  };
 }
 
 /** Parser of a whole number from `min` to `max`. */

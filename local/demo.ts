@@ -88,7 +88,8 @@ async function demo(options: Options, { signal, requested }: Interruption): Prom
     startTask(task, {
       args: ["--config-path", `${FOLDER}/config.ini`],
       log: `${FOLDER}/${task}.log`,
-      env: { DENO_CERT: `${FOLDER}/ca.pem` },
+      // A spool of its own, beside the one of a producer that may run here.
+      env: { DENO_CERT: `${FOLDER}/ca.pem`, SPOOL_PATH: "spool/demo.db" },
     });
   const consumer = await run("consumer");
   const producer = await run("producer");

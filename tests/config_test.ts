@@ -105,8 +105,18 @@ const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
     "did you mean pooling_interval?",
   "key_far.ini": `Cannot read key 'colour' of [website_apache] (FILE:3): ${WEBSITE_KEYS}`,
   "key_default_typo.ini": `Cannot read key 'timout' of [DEFAULT] (FILE:2): ${WEBSITE_KEYS}, bootstrap_servers, ` +
-    "security_protocol, ssl_cafile, ssl_certfile, ssl_keyfile, group_id, user, password, host, port, database, " +
-    "sslmode, sslrootcert, min_connection, max_connection, drain_timeout, level; did you mean timeout?",
+    "security_protocol, ssl_cafile, ssl_certfile, ssl_keyfile, group_id, topic, partitions, replication_factor, " +
+    "retention, user, password, host, port, database, sslmode, sslrootcert, min_connection, max_connection, " +
+    "drain_timeout, spool_path, spool_max_bytes, spool_max_age, spool_sync, level; did you mean timeout?",
+  "spool_max_bytes.ini":
+    "Cannot read spool_max_bytes of [producer] (FILE:4): expected a number of bytes such as 512M " +
+    "or 1G, got 'much'",
+  "spool_max_bytes_small.ini": "Cannot read spool_max_bytes of [producer] (FILE:4): expected at least 64K, got '10'",
+  "spool_sync.ini": "Cannot read spool_sync of [producer] (FILE:4): expected one of normal, full, got 'off'",
+  "partitions.ini": "Cannot read partitions of [kafka] (FILE:4): expected a whole number from 1 to 10000, got '0'",
+  "retention.ini": "Cannot read retention of [kafka] (FILE:4): expected a duration such as 7d, or forever, got 'long'",
+  "shared_topic.ini": "Cannot use topic 'all sites' (FILE:4): expected 1 to 249 letters, digits, dots, dashes and " +
+    "underscores, as Kafka takes for a topic",
   "key_twice.ini": "Cannot read key 'timeout' (FILE:4): it is already there in line 3",
   "key_before_section.ini": "Cannot read key 'url' (FILE:1): expected a [section] before the first key",
   "key_swallowed.ini":
@@ -400,7 +410,12 @@ Deno.test.each([{ args: ["--url", "https://a.org/"] }, { env: { URL: "https://a.
       intervalMs: 20_000,
       timeoutMs: 10_000,
     }]);
-    assert.deepEqual(kafka, { bootstrapServers: ["broker:1"], tls: null });
+    assert.deepEqual(kafka, {
+      bootstrapServers: ["broker:1"],
+      tls: null,
+      sharedTopic: null,
+      newTopics: { partitions: null, replicationFactor: null, retentionMs: null },
+    });
   },
 );
 

@@ -304,7 +304,10 @@ Deno.test("docker-compose.yml keeps the data in volumes, where the images have i
   assert.deepEqual(service("kafka").volumes, [`kafka-data:${service("kafka").environment?.["KAFKA_LOG_DIRS"]}`]);
   // From PostgreSQL 18 on; a volume at /var/lib/postgresql/data keeps the image from starting.
   assert.deepEqual(service("postgres").volumes, ["postgres-data:/var/lib/postgresql"]);
-  assert.deepEqual(Object.keys(compose.volumes), ["kafka-data", "postgres-data"]);
+  for (const [name, volume] of [["producer", "spool"], ["managed-producer", "managed-spool"]] as const) {
+    assert.ok(service(name).volumes?.includes(`${volume}:${workingFolder}/spool`), name);
+  }
+  assert.deepEqual(Object.keys(compose.volumes), ["kafka-data", "postgres-data", "spool", "managed-spool"]);
 });
 
 Deno.test.each(
@@ -314,7 +317,8 @@ Deno.test.each(
   const program = programOf(service(name))!;
   assert.equal(build, ".");
   commandLine(program, command.slice(1));
-  assert.deepEqual(volumes, [`./example:${workingFolder}/config:ro`]);
+  assert.equal(volumes?.[0], `./example:${workingFolder}/config:ro`);
+  assert.equal(volumes.length, program === "producer" ? 2 : 1);
   const variables = env_file === undefined ? environmentOf(service(name)) : parseEnv(await read(env_file));
   const known = variablesOf(program);
   for (const variable of Object.keys(variables)) assert.ok(known.includes(variable), variable);

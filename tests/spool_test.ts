@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
-import { type OutgoingMessage, Spool } from "../lib/spool.ts";
+import { DatabaseSync } from "node:sqlite";
+import { ConfigError } from "../lib/error.ts";
+import { listRefused, type OutgoingMessage, retryRefused, Spool } from "../lib/spool.ts";
 
 const NONE: ReadonlySet<string> = new Set();
 
@@ -12,23 +14,23 @@ function values(spool: Spool, limit = 100, except = NONE): string[] {
 }
 
 Deno.test("Spool gives messages back as they were added, the oldest first, again and again until they are deleted", () => {
-  using spool = new Spool();
+  using spool = new Spool(":memory:");
   const messages = [messageOf("é\u{1f600}"), messageOf("", "b"), messageOf("{}")];
   for (const message of messages) spool.add(message);
   assert.equal(spool.size, 3);
   for (let i = 0; i < 2; i++) {
-    const next = spool.next({ limit: 100, except: NONE });
-    assert.deepEqual(next.map(({ sequence: _, ...message }) => ({ ...message })), messages);
+    const next = spool.next({ limit: 100 });
+    assert.deepEqual(next.map(({ sequence: _, bytes: __, ...message }) => ({ ...message })), messages);
     assert.ok(next.every(({ sequence }, i) => i === 0 || sequence > next[i - 1]!.sequence));
   }
-  const [first, , third] = spool.next({ limit: 100, except: NONE });
+  const [first, , third] = spool.next({ limit: 100 });
   spool.delete([first!, third!]);
   assert.deepEqual(values(spool), [""]);
   assert.equal(spool.size, 1);
 });
 
 Deno.test("Spool.next() keeps to the limit and passes over topics", () => {
-  using spool = new Spool();
+  using spool = new Spool(":memory:");
   for (let i = 0; i < 6; i++) spool.add(messageOf(`${i}`, `topic${i % 3}`));
   assert.deepEqual(values(spool, 2), ["0", "1"]);
   assert.deepEqual(values(spool, 3, new Set(["topic0"])), ["1", "2", "4"]);
@@ -37,10 +39,18 @@ Deno.test("Spool.next() keeps to the limit and passes over topics", () => {
 
 Deno.test("Spool.add() drops the oldest messages when there is no room, and tells how many", () => {
   const dropped: number[] = [];
-  using spool = new Spool({ maxBytes: 10, onDropped: (messages) => dropped.push(messages) });
+  using spool = new Spool(":memory:", {
+    maxBytes: 10,
+    onDropped: (messages, why) => {
+      assert.equal(why, "full");
+      dropped.push(messages);
+    },
+  });
   for (const value of ["1", "2", "3"]) spool.add(messageOf(value));
+  spool.flush();
   assert.deepEqual(dropped, []);
   spool.add(messageOf("4"));
+  spool.flush();
   assert.deepEqual(values(spool), ["2", "3", "4"]);
   spool.add(messageOf("567890"));
   assert.deepEqual(values(spool), ["567890"]);
@@ -49,7 +59,7 @@ Deno.test("Spool.add() drops the oldest messages when there is no room, and tell
 });
 
 Deno.test("Spool.add() keeps a message that is larger than all the room", () => {
-  using spool = new Spool({ maxBytes: 10 });
+  using spool = new Spool(":memory:", { maxBytes: 10 });
   spool.add(messageOf("1"));
   spool.add(messageOf("x".repeat(100)));
   assert.deepEqual(values(spool), ["x".repeat(100)]);
@@ -59,17 +69,17 @@ Deno.test("Spool.add() keeps a message that is larger than all the room", () => 
 
 Deno.test("Spool.add() counts bytes, not characters", () => {
   const dropped: number[] = [];
-  using spool = new Spool({ maxBytes: 10, onDropped: (messages) => dropped.push(messages) });
+  using spool = new Spool(":memory:", { maxBytes: 10, onDropped: (messages) => dropped.push(messages) });
   spool.add(messageOf("ééé"));
   spool.add(messageOf("1"));
   assert.deepEqual(values(spool), ["1"]);
 });
 
 Deno.test("Spool.delete() passes over a message that was dropped meanwhile", () => {
-  using spool = new Spool({ maxBytes: 6 });
+  using spool = new Spool(":memory:", { maxBytes: 6 });
   spool.add(messageOf("1"));
   spool.add(messageOf("2"));
-  const sent = spool.next({ limit: 100, except: NONE });
+  const sent = spool.next({ limit: 100 });
   spool.add(messageOf("3"));
   assert.deepEqual(values(spool), ["2", "3"]);
   spool.delete(sent);
@@ -81,8 +91,9 @@ Deno.test("Spool.delete() passes over a message that was dropped meanwhile", () 
 });
 
 Deno.test("Spool.waitForMessage() resolves for all who wait when a message is added", async () => {
-  using spool = new Spool();
+  using spool = new Spool(":memory:");
   spool.add(messageOf("before"));
+  spool.flush();
   const { signal } = new AbortController();
   let resolved = 0;
   const waits = [spool.waitForMessage(signal), spool.waitForMessage(signal)].map((wait) => wait.then(() => resolved++));
@@ -93,7 +104,7 @@ Deno.test("Spool.waitForMessage() resolves for all who wait when a message is ad
 });
 
 Deno.test("Spool.waitForMessage() resolves when the signal is aborted, for nobody else", async () => {
-  using spool = new Spool();
+  using spool = new Spool(":memory:");
   const controller = new AbortController();
   let other = false;
   const waits = [
@@ -106,4 +117,201 @@ Deno.test("Spool.waitForMessage() resolves when the signal is aborted, for nobod
   await spool.waitForMessage(controller.signal);
   spool.add(messageOf("1"));
   await waits[1];
+});
+
+/** A folder for a spool. */
+async function temporaryFolder(): Promise<{ readonly path: string } & AsyncDisposable> {
+  const path = await Deno.makeTempDir();
+  return { path, [Symbol.asyncDispose]: () => Deno.remove(path, { recursive: true }) };
+}
+
+Deno.test("Spool keeps messages from one process to the next, in a folder that it makes", async () => {
+  await using folder = await temporaryFolder();
+  const path = `${folder.path}/a/b/spool.db`;
+  {
+    using spool = new Spool(path);
+    for (const value of ["1", "2", "3"]) spool.add(messageOf(value));
+    spool.delete(spool.next({ limit: 1 }));
+    spool.add(messageOf("added a moment before the end"));
+  }
+  using spool = new Spool(path, { sync: "full" });
+  assert.equal(spool.size, 3);
+  assert.deepEqual(values(spool), ["2", "3", "added a moment before the end"]);
+});
+
+Deno.test("Spool is opened once at a time", async () => {
+  await using folder = await temporaryFolder();
+  const path = `${folder.path}/spool.db`;
+  const first = new Spool(path);
+  assert.throws(
+    () => new Spool(path),
+    (error) => error instanceof ConfigError && error.message.includes(`process ${Deno.pid} uses it`),
+  );
+  first[Symbol.dispose]();
+  new Spool(path)[Symbol.dispose]();
+});
+
+Deno.test.each([
+  { name: "a file that is no database", damage: (path: string) => Deno.writeTextFileSync(path, "x".repeat(20_000)) },
+  {
+    name: "a page that is overwritten",
+    damage: (path: string) => {
+      const file = Deno.openSync(path, { write: true });
+      file.seekSync(2 * 4096, Deno.SeekMode.Start);
+      file.writeSync(new Uint8Array(4096 * 20).fill(0xa5));
+      file.close();
+    },
+  },
+])("Spool sets $name aside, says so, and begins a new one", async ({ damage }) => {
+  await using folder = await temporaryFolder();
+  const path = `${folder.path}/spool.db`;
+  {
+    using spool = new Spool(path);
+    for (let i = 0; i < 500; i++) spool.add(messageOf("x".repeat(500)));
+  }
+  damage(path);
+  const asides: string[] = [];
+  using spool = new Spool(path, { onDamaged: (aside) => asides.push(aside) });
+  assert.equal(asides.length, 1);
+  assert.ok(asides[0]!.startsWith(`${path}.damaged-20`));
+  assert.ok((await Deno.stat(asides[0]!)).size >= 20_000);
+  assert.equal(spool.size, 0);
+  spool.add(messageOf("new"));
+  assert.deepEqual(values(spool), ["new"]);
+});
+
+Deno.test("Spool sets a file aside that is damaged while it is open, and keeps what is new", async () => {
+  await using folder = await temporaryFolder();
+  const path = `${folder.path}/spool.db`;
+  const asides: string[] = [];
+  using spool = new Spool(path, { onDamaged: (aside) => asides.push(aside) });
+  for (let i = 0; i < 5_000; i++) spool.add(messageOf("x".repeat(500)));
+  spool.flush();
+  // Moves all into the file itself.
+  using other = new DatabaseSync(path);
+  other.exec("PRAGMA wal_checkpoint(TRUNCATE)");
+  const file = await Deno.open(path, { write: true });
+  await file.seek(4096, Deno.SeekMode.Start);
+  await file.write(new Uint8Array(4096 * 600).fill(0xa5));
+  file.close();
+  spool.add(messageOf("new"));
+  for (let i = 0; i < 3 && asides.length === 0; i++) spool.next({ limit: 10_000 });
+  assert.equal(asides.length, 1);
+  spool.add(messageOf("newer"));
+  assert.deepEqual(values(spool).slice(-1), ["newer"]);
+  assert.equal(spool.size, values(spool).length);
+});
+
+Deno.test("Spool goes on in memory while the disk is full, and loses nothing", async () => {
+  await using folder = await temporaryFolder();
+  const path = `${folder.path}/disk/spool.db`;
+  await Deno.mkdir(`${folder.path}/disk`);
+  const mounted = await succeeds("mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", `${folder.path}/disk`);
+  // Only root can make a disk that small.
+  if (!mounted) return;
+  try {
+    const problems: string[] = [];
+    const asides: string[] = [];
+    const added: string[] = [];
+    {
+      using spool = new Spool(path, {
+        onProblem: (reason) => problems.push(reason),
+        onDamaged: (aside) => asides.push(aside),
+      });
+      const add = (count: number) => {
+        for (let i = 0; i < count; i++) {
+          added.push(`${added.length}`.padEnd(1_000, "."));
+          spool.add(messageOf(added.at(-1)!));
+          if (i % 10 === 0) spool.flush();
+        }
+      };
+      add(20_000);
+      assert.match(problems[0]!, /full|disk I\/O/);
+      assert.equal(spool.size, 20_000);
+      const seen: string[] = [];
+      for (let batch = spool.next({ limit: 500 }); batch.length > 0; batch = spool.next({ limit: 500 })) {
+        seen.push(...batch.map(({ value }) => value));
+        spool.delete(batch);
+        if (seen.length < 20_000) add(10);
+      }
+      assert.deepEqual(seen, added);
+      assert.equal(spool.size, 0);
+      add(5);
+    }
+    using spool = new Spool(path);
+    // What could not be deleted is there again, as after a crash; nothing else is.
+    const left = values(spool, 10_000);
+    assert.deepEqual(left.slice(-5), added.slice(-5));
+    assert.ok(new Set(left).isSubsetOf(new Set(added)));
+    assert.deepEqual(asides, []);
+  } finally {
+    await succeeds("umount", `${folder.path}/disk`);
+  }
+});
+
+async function succeeds(command: string, ...args: string[]): Promise<boolean> {
+  try {
+    const { success } = await new Deno.Command(command, { args, stdout: "null", stderr: "null" }).output();
+    return success;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
+Deno.test("Spool.next() drops what is older than spool_max_age, up to the first that is not", () => {
+  const dropped: string[] = [];
+  let now = 1_767_323_045_678;
+  using spool = new Spool(":memory:", {
+    maxAgeMs: 60_000,
+    now: () => now,
+    onDropped: (messages, why) => dropped.push(`${messages} ${why}`),
+  });
+  spool.add(messageOf("1"));
+  spool.add(messageOf("2"));
+  spool.add({ ...messageOf("3"), timestamp: now + 30_000 });
+  assert.deepEqual(values(spool), ["1", "2", "3"]);
+  now += 60_001;
+  assert.deepEqual(values(spool), ["3"]);
+  assert.deepEqual(dropped, ["2 old"]);
+  assert.equal(spool.size, 1);
+  now += 60_000;
+  assert.deepEqual(values(spool), []);
+});
+
+Deno.test("Spool.next() keeps to topics, and finds those again that were passed over", () => {
+  using spool = new Spool(":memory:");
+  for (let i = 0; i < 6; i++) spool.add(messageOf(`${i}`, `topic${i % 2}`));
+  assert.deepEqual(values(spool, 9, new Set(["topic0"])), ["1", "3", "5"]);
+  assert.deepEqual(spool.next({ limit: 2, only: new Set(["topic0"]) }).map(({ value }) => value), ["0", "2"]);
+  assert.deepEqual(values(spool, 9, new Set(["topic0", "topic1"])), []);
+  spool.add(messageOf("6"));
+  assert.deepEqual(values(spool, 9), ["0", "1", "2", "3", "4", "5", "6"]);
+});
+
+Deno.test("Spool.refuse() sets aside what listRefused() shows and retryRefused() puts back, while it is open", async () => {
+  await using folder = await temporaryFolder();
+  const path = `${folder.path}/spool.db`;
+  using spool = new Spool(path, { now: () => 1_767_323_099_000 });
+  for (const value of ["1", "2", "3"]) spool.add(messageOf(value));
+  const [, second] = spool.next({ limit: 10 });
+  spool.refuse([{ message: second!, reason: "too large" }]);
+  assert.deepEqual([spool.size, spool.refusedSize], [2, 1]);
+  assert.deepEqual(values(spool), ["1", "3"]);
+  assert.deepEqual([...listRefused(path)].map((row) => ({ ...row })), [
+    { ...second!, reason: "too large", refusedAt: 1_767_323_099_000 },
+  ]);
+  assert.equal(retryRefused(path), 1);
+  assert.deepEqual(values(spool), ["1", "2", "3"]);
+  assert.deepEqual([spool.size, spool.refusedSize], [3, 0]);
+  assert.throws(() => retryRefused(`${folder.path}/none.db`), /there is no such file/);
+});
+
+Deno.test("Spool.refuse() keeps a tenth of the room at most", () => {
+  const dropped: number[] = [];
+  using spool = new Spool(":memory:", { maxBytes: 1_000, onDropped: (messages) => dropped.push(messages) });
+  for (let i = 0; i < 3; i++) spool.add(messageOf("x".repeat(48)));
+  spool.refuse(spool.next({ limit: 10 }).map((message) => ({ message, reason: "no" })));
+  assert.deepEqual([spool.size, spool.refusedSize], [0, 2]);
+  assert.deepEqual(dropped, [1]);
 });

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
+import { dirname } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { Kafka, logLevel, Partitioners } from "kafkajs";
 import pg from "pg";
@@ -71,11 +72,26 @@ export function startProgram(
   { env = {}, cwd = REPOSITORY }: ProgramOptions = {},
 ): Running {
   const { command, args: own } = taskCommand(task);
-  const script = own.map((arg) => arg === `${task}.ts` ? `${REPOSITORY}/${arg}` : arg);
+  // Each producer has a spool of its own, unless the test names one.
+  const folder = env["SPOOL_PATH"] === undefined ? Deno.makeTempDirSync() : undefined;
+  const spool = env["SPOOL_PATH"] ?? `${folder}/spool.db`;
+  const script = own.map((arg) =>
+    arg === `${task}.ts`
+      ? `${REPOSITORY}/${arg}`
+      : arg === "--allow-write=spool"
+      ? `--allow-write=${dirname(spool)}`
+      : arg
+  );
   const child = new Deno.Command(command, {
     args: [...script, ...args],
     cwd,
-    env: { PATH: Deno.env.get("PATH") ?? "", HOME: Deno.env.get("HOME") ?? "", ...CLEAN_ENV, ...env },
+    env: {
+      PATH: Deno.env.get("PATH") ?? "",
+      HOME: Deno.env.get("HOME") ?? "",
+      ...CLEAN_ENV,
+      SPOOL_PATH: spool,
+      ...env,
+    },
     clearEnv: true,
     stdin: "null",
     stdout: "piped",
@@ -88,6 +104,7 @@ export function startProgram(
   let over = false;
   const ended = Promise.all([child.status, ...reading]).then(([{ code }]) => {
     over = true;
+    if (folder !== undefined) Deno.removeSync(folder, { recursive: true });
     return { code, ...output };
   });
   return {
