@@ -59,11 +59,13 @@ const SHORT_DOWN_MS = [0, 3_000] as const;
 const LONG_DOWN_MS = [3_000, 12_000] as const;
 const LONG_DOWN_SHARE = 0.25;
 const PAUSE_MS = [200, 8_000] as const;
+/** Before each new pack, so that it is seen how long all takes to go on. */
+const CALM_MS = 25_000;
 const MAX_POISON = 5;
 
 /**
  * An endless sequence of events, the same for the same seed and options. Kinds come from a pack that is shuffled and
- * dealt to its end before it is shuffled again, so that each kind comes soon, and as often as it is in the pack.
+ * dealt to its end before it is shuffled again, so that each kind comes soon, and as often as it is in the pack. Before each new pack there is a calm.
  *
  * @example
  * ```ts
@@ -127,8 +129,10 @@ export function* plan(seed: number, { producers, consumers, guests }: PlanOption
     ...times(3, () => ({ kind: "poison", messages: 1 + draw.below(MAX_POISON) } as const)),
     ...(guests > 0 ? times(3, guest) : []),
   ];
-  for (;;) {
-    for (const make of draw.shuffled(pack)) yield { pauseMs: draw.between(PAUSE_MS), event: make() };
+  for (let calmMs = 0;; calmMs = CALM_MS) {
+    for (const [index, make] of draw.shuffled(pack).entries()) {
+      yield { pauseMs: draw.between(PAUSE_MS) + (index === 0 ? calmMs : 0), event: make() };
+    }
   }
 }
 

@@ -61,6 +61,11 @@ export class Progress implements AsyncDisposable {
     return this.#lastRowAt !== undefined;
   }
 
+  /** Whether a row has come since all was well again. */
+  get recovered(): boolean {
+    return this.#disturbances === 0 && (this.#lastRowAt ?? 0) > this.#calmSince;
+  }
+
   /** Something begins to go wrong. @returns What to call when it is over. */
   disturb(): () => void {
     this.#disturbances++;
