@@ -68,8 +68,8 @@ const MOMENT_TIMEOUT_MS = 10_000;
 const DRAIN_ROUNDS = 8;
 const DRAIN_WAIT_MS = 5_000;
 const SETTLE_TIMEOUT_MS = 120_000;
-/** The start of Kafka, a session's end, and a rebalance, on a machine that is busy. */
-const MAX_CALM_MS = 30_000;
+/** The end of a session (10 s), the longest wait between two tries (5 s), and a rebalance, on a machine that is busy. */
+const MAX_CALM_MS = 20_000;
 
 /** Starts a stack, sites, producers and consumers; lets go wrong what the seed says; lets all settle; and compares. */
 export async function runChaos(options: ChaosOptions): Promise<ChaosResult> {

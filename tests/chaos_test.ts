@@ -228,16 +228,26 @@ Deno.test("PostgresRelay says when the moment did not come", async () => {
   assert.equal(await relay.cutAt("before-commit", 50), false);
 });
 
-Deno.test("chaos: nothing is lost and nothing is twice in a short run", async () => {
-  await using file = await temporaryFile("chaos.json", "");
-  const [command, ...args] = project.tasks.chaos.command.split(" ");
-  assert.equal(command, "deno");
+/** Runs `deno task chaos` to its end. */
+async function runTask(flags: readonly string[]): Promise<{ code: number; text: string }> {
+  const [, ...args] = project.tasks.chaos.command.split(" ");
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: [...args, `--seed=${SHORT_SEED}`, "--seconds=20", `--json=${file.path}`],
+    args: [...args, ...flags],
     cwd: REPOSITORY,
     stdin: "null",
   }).output();
-  const text = new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr);
+  return { code, text: new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr) };
+}
+
+Deno.test("chaos exits 2 at a flag that it does not understand", async () => {
+  const { code, text } = await runTask(["--kills", "many"]);
+  assert.equal(code, 2, text);
+  assert.match(text, /'many' is invalid.*Expected a whole number from 0/);
+});
+
+Deno.test("chaos: nothing is lost and nothing is twice in a short run", async () => {
+  await using file = await temporaryFile("chaos.json", "");
+  const { code, text } = await runTask([`--seed=${SHORT_SEED}`, "--seconds=20", `--json=${file.path}`]);
   assert.equal(code, 0, text);
   const { passed, kills, figures }: ChaosResult = JSON.parse(await Deno.readTextFile(file.path));
   assert.ok(passed, text);
