@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { Buffer } from "node:buffer";
 import process from "node:process";
+import { setTimeout as delay } from "node:timers/promises";
 import {
   type Admin,
   AssignerProtocol,
@@ -82,6 +83,12 @@ const REFUSALS: ReadonlySet<string> = new Set([
 const REFUSALS_OF_ONE: ReadonlySet<string> = new Set(["MESSAGE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD"]);
 /** All topics together, a broker takes 100 MB a request unless told otherwise. */
 const MAX_REQUEST_BYTES = 16_000_000;
+const TOPICS_PER_LANE = 200;
+/** A thousand topics at once take a while. */
+const CREATE_TIMEOUT_MS = 30_000;
+/** Brokers lead a new topic a while after they say so; a batch that comes too early is appended in part, and again. */
+const LEADER_DELAY_MS = 3;
+const MAX_LEADER_DELAY_MS = 5_000;
 /** Of a topic's part, from which on compressing costs less than sending: a few records that are alike. */
 const MIN_GZIP_BYTES = 4_000;
 
@@ -91,7 +98,8 @@ export class Publisher implements AsyncDisposable {
   readonly #log: Log;
   readonly #kafka: Kafka;
   readonly #admin: Admin;
-  #producer: Producer;
+  readonly #lanes: Lane[] = [];
+  readonly #laneOf = new Map<string, Lane>();
   /** Topics that need not be made. */
   readonly #known = new Set<string>();
   #connected = false;
@@ -102,32 +110,48 @@ export class Publisher implements AsyncDisposable {
     this.#log = log;
     this.#kafka = createKafka(settings, log);
     this.#admin = this.#kafka.admin({ retry: { retries: 2 } });
-    this.#producer = createProducer(this.#kafka);
   }
 
   /**
    * Publishes messages of any topics, each topic's in their order, and waits until all in-sync replicas have them.
    *
    * @throws {ConfigError} when the brokers' certificates are not trusted or they don't trust ours, at the first try.
-   * @throws What the client throws, when no broker can be reached; any of the messages may have arrived.
+   * @throws What the client throws, when no broker can be reached; any of the messages may have arrived. Where some can
+   * be, what these have is acknowledged.
    */
   async publish<M extends OutgoingMessage>(messages: readonly M[]): Promise<PublishResult<M>> {
     await this.#connect();
     const result: PublishResult<M> = { acknowledged: [], refused: [], delayed: new Map() };
     await this.#createTopics(new Set(messages.map(({ topic }) => topic)), result.delayed);
-    for (const { round, compression } of rounds(messages)) await this.#send(round, { compression, result });
+    const lanes = [...Map.groupBy(messages, ({ topic }) => this.#findLane(topic))];
+    const sent = await Promise.allSettled(lanes.map(async ([lane, ofLane]) => {
+      for (const { round, compression } of rounds(ofLane)) await this.#send(round, { lane, compression, result });
+    }));
+    const failed = sent.find(({ status }) => status === "rejected");
+    if (failed?.status === "rejected" && result.acknowledged.length === 0) throw failed.reason;
     return result;
   }
 
   /** Closes the connections. */
   async [Symbol.asyncDispose](): Promise<void> {
-    await Promise.allSettled([this.#producer.disconnect(), this.#admin.disconnect()]);
+    await Promise.allSettled([this.#admin.disconnect(), ...this.#lanes.map((lane) => lane[Symbol.asyncDispose]())]);
+  }
+
+  #findLane(topic: string): Lane {
+    const known = this.#laneOf.get(topic);
+    if (known !== undefined) return known;
+    let lane = this.#lanes.at(-1);
+    if (lane === undefined || this.#laneOf.size >= this.#lanes.length * TOPICS_PER_LANE) {
+      this.#lanes.push(lane = new Lane(this.#kafka));
+    }
+    this.#laneOf.set(topic, lane);
+    return lane;
   }
 
   async #connect(): Promise<void> {
     if (this.#connected) return;
     try {
-      await Promise.all([this.#producer.connect(), this.#admin.connect()]);
+      await this.#admin.connect();
     } catch (error) {
       throw asConfigError(error, this.#settings);
     }
@@ -147,6 +171,7 @@ export class Publisher implements AsyncDisposable {
         await this.#admin.createTopics({
           topics: missing.map((topic) => ({ topic, ...settings })),
           waitForLeaders: true,
+          timeout: CREATE_TIMEOUT_MS,
         });
       } catch (error) {
         if (!(error instanceof Error && "errors" in error && Array.isArray(error.errors))) throw error;
@@ -157,7 +182,10 @@ export class Publisher implements AsyncDisposable {
         }
       }
       const made = missing.filter((topic) => !failed.has(topic));
-      if (made.length > 0) this.#log.info("Made {topics}", { topics: shorten(made) });
+      if (made.length > 0) {
+        this.#log.info("Made {topics}", { topics: shorten(made) });
+        await delay(Math.min(made.length * LEADER_DELAY_MS, MAX_LEADER_DELAY_MS));
+      }
     }
     for (const topic of unknown) if (!delayed.has(topic)) this.#known.add(topic);
   }
@@ -174,25 +202,25 @@ export class Publisher implements AsyncDisposable {
 
   async #send<M extends OutgoingMessage>(
     messages: readonly M[],
-    { compression, result }: { compression: CompressionTypes; result: PublishResult<M> },
+    { lane, compression, result }: SendOptions<M>,
   ): Promise<void> {
     const byTopic = Map.groupBy(messages.filter(({ topic }) => !result.delayed.has(topic)), ({ topic }) => topic);
     if (byTopic.size === 0) return;
     try {
-      await this.#sendBatch(byTopic, compression);
+      await lane.send(byTopic, compression);
       for (const ofTopic of byTopic.values()) result.acknowledged.push(...ofTopic);
     } catch (error) {
       const answer = protocolError(error);
       if (answer === undefined) throw error;
-      await this.#startOver();
+      await lane.startOver();
       // One of the topics failed; which one, only sending parts of them tells.
       const parts = halves([...byTopic.values()]);
       if (parts !== undefined) {
-        for (const part of parts) await this.#send(part.flat(), { compression, result });
+        for (const part of parts) await this.#send(part.flat(), { lane, compression, result });
         return;
       }
       const [[topic, ofTopic]] = byTopic as Iterable<[string, M[]]> as [[string, M[]]];
-      await this.#sendTopic(topic, ofTopic, { answer, compression, result });
+      await this.#sendTopic(topic, ofTopic, { answer, lane, compression, result });
     }
   }
 
@@ -200,18 +228,14 @@ export class Publisher implements AsyncDisposable {
   async #sendTopic<M extends OutgoingMessage>(
     topic: string,
     messages: readonly M[],
-    { answer, compression, result }: {
-      answer: Error & { type: string };
-      compression: CompressionTypes;
-      result: PublishResult<M>;
-    },
+    { answer, lane, compression, result }: SendOptions<M> & { readonly answer: Error & { type: string } },
   ): Promise<void> {
     const { type } = answer;
     if (type === "INVALID_TIMESTAMP" && messages.some(({ timestamp }) => timestamp !== NOW)) {
       // The messages themselves are handed back as they came.
       const dated = messages.map((message) => ({ ...message, timestamp: NOW }));
       const again: PublishResult<M> = { acknowledged: [], refused: [], delayed: result.delayed };
-      await this.#send(dated, { compression, result: again });
+      await this.#send(dated, { lane, compression, result: again });
       const original = (message: M) => messages[dated.indexOf(message)] ?? message;
       result.acknowledged.push(...again.acknowledged.map(original));
       result.refused.push(...again.refused.map(({ message, reason }) => ({ message: original(message), reason })));
@@ -219,7 +243,7 @@ export class Publisher implements AsyncDisposable {
     }
     const parts = REFUSALS_OF_ONE.has(type) ? halves(messages) : undefined;
     if (parts !== undefined) {
-      for (const part of parts) await this.#send(part, { compression, result });
+      for (const part of parts) await this.#send(part, { lane, compression, result });
       return;
     }
     this.#known.delete(topic);
@@ -227,11 +251,28 @@ export class Publisher implements AsyncDisposable {
     if (REFUSALS.has(type)) result.refused.push(...messages.map((message) => ({ message, reason })));
     else result.delayed.set(topic, reason);
   }
+}
 
-  async #sendBatch(
-    byTopic: ReadonlyMap<string, readonly OutgoingMessage[]>,
-    compression: CompressionTypes,
-  ): Promise<void> {
+interface SendOptions<M extends OutgoingMessage> {
+  readonly lane: Lane;
+  readonly compression: CompressionTypes;
+  readonly result: PublishResult<M>;
+}
+
+/** A client for some of the topics: kafkajs looks each of its topics up among all of them, each time that it sends. */
+class Lane implements AsyncDisposable {
+  readonly #kafka: Kafka;
+  #producer: Producer;
+  #connected = false;
+
+  constructor(kafka: Kafka) {
+    this.#kafka = kafka;
+    this.#producer = createProducer(kafka);
+  }
+
+  async send(byTopic: ReadonlyMap<string, readonly OutgoingMessage[]>, compression: CompressionTypes): Promise<void> {
+    if (!this.#connected) await this.#producer.connect();
+    this.#connected = true;
     const topicMessages = [...byTopic].map(([topic, messages]): TopicMessages => ({
       topic,
       messages: messages.map(toRecord),
@@ -240,10 +281,14 @@ export class Publisher implements AsyncDisposable {
   }
 
   /** A client asks for all topics that it ever sent to, and fails for all where one is gone or has no leader. */
-  async #startOver(): Promise<void> {
+  async startOver(): Promise<void> {
+    this.#connected = false;
     await this.#producer.disconnect();
     this.#producer = createProducer(this.#kafka);
-    await this.#producer.connect();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#producer.disconnect();
   }
 }
 
@@ -254,8 +299,8 @@ function createProducer(kafka: Kafka): Producer {
     maxInFlightRequests: 1,
     allowAutoTopicCreation: true,
     createPartitioner: Partitioners.DefaultPartitioner,
-    // Those who call retry; once here, for a connection that the broker has closed meanwhile.
-    retry: { retries: 1, initialRetryTime: 200, maxRetryTime: 2_000 },
+    // Those who call retry; here, for a connection that the broker has closed meanwhile, and leaders that change.
+    retry: { retries: 3, initialRetryTime: 300, maxRetryTime: 2_000 },
   });
 }
 

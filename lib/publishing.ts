@@ -1,4 +1,3 @@
-import { setTimeout as delay } from "node:timers/promises";
 import type { PublishSettings } from "./config.ts";
 import { ConfigError, errorMessage } from "./error.ts";
 import { Publisher, type PublishResult } from "./kafka.ts";
@@ -24,7 +23,7 @@ interface Held {
 }
 
 /** Metrics that are checked within this time go in one request. */
-const LINGER_MS = 10;
+const LINGER_MS = 50;
 const MESSAGES_PER_READ = 10_000;
 /** Connections to brokers that are away are not closed in order. */
 const CLOSE_TIMEOUT_MS = 1_000;
@@ -35,6 +34,7 @@ const LONGEST_HOLD_MS = 30_000;
 const LONGEST_IDLE_MS = 5_000;
 /** What is to be published by the end is tried this often. */
 const DRAIN_HOLD_MS = 500;
+const DRAIN_POLL_MS = 10;
 
 /**
  * Moves the spool to Kafka, for as long as it takes, the oldest first: all topics together, but for those that Kafka does
@@ -97,7 +97,9 @@ export class Publishing {
       clearTimeout(timer);
       this.#stop.abort();
       const closed = [this.#publisher, this.#apart].map((publisher) => publisher[Symbol.asyncDispose]());
-      await Promise.race([Promise.all(closed), delay(CLOSE_TIMEOUT_MS)]);
+      const late = new AbortController();
+      await Promise.race([Promise.all(closed), sleepUntilAborted(CLOSE_TIMEOUT_MS, late.signal)]);
+      late.abort();
     }
   }
 
@@ -123,7 +125,7 @@ export class Publishing {
       }
       if (this.#drained) return;
       if (this.#drain.signal.aborted) {
-        await sleepUntilAborted(LINGER_MS, signal);
+        await sleepUntilAborted(DRAIN_POLL_MS, signal);
         continue;
       }
       const either = AbortSignal.any([signal, this.#drain.signal]);
@@ -163,7 +165,7 @@ export class Publishing {
   async #waitForTurn(): Promise<void> {
     const draining = this.#drain.signal.aborted;
     const turn = Math.min(...[...this.#held.values()].map(({ until }) => until)) - performance.now();
-    const waitMs = draining ? LINGER_MS : Math.max(0, Math.min(turn, LONGEST_HOLD_MS));
+    const waitMs = draining ? DRAIN_POLL_MS : Math.max(0, Math.min(turn, LONGEST_HOLD_MS));
     const woken = new AbortController();
     const signals = [this.#stop.signal, woken.signal, ...(draining ? [] : [this.#drain.signal])];
     const turns = sleepUntilAborted(waitMs, AbortSignal.any(signals));

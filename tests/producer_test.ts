@@ -1,6 +1,9 @@
 import assert from "node:assert/strict";
+import { Kafka, logLevel } from "kafkajs";
+import { startKafka } from "../local/kafka.ts";
 import { freePorts } from "../local/port.ts";
 import {
+  type ConsoleRecord,
   eventually,
   kafkaFlags,
   readByConsole,
@@ -178,6 +181,137 @@ Deno.test("producer --dry-run needs no broker and ends with the reader of its ou
   assert.equal(lines.length, 1);
   assert.equal(JSON.parse(lines[0]!).has_regex, true);
 });
+
+Deno.test("producer that is killed while Kafka is away publishes at its next start all that was checked, once", async () => {
+  await using site = startSite(() => new Response("hello"));
+  await using folder = await temporaryFile("config.ini", "");
+  const name = uniqueName("killed");
+  const env = { SPOOL_PATH: folder.path.replace("config.ini", "spool.db") };
+  const args = ["--name", name, "--url", site.url, "--interval=100ms"];
+  const away = [...args, `--kafka-bootstrap-servers=127.0.0.1:${freePorts(1)[0]}`];
+  let waiting = 0;
+  for (let kill = 0; kill < 3; kill++) {
+    await using producer = startProgram("producer", away, { env });
+    const before = site.visits;
+    await eventually(() => site.visits >= before + 8);
+    await producer.stop("SIGKILL");
+    if (kill > 0) {
+      const found = Number(/(\d+) metric\(s\) wait in the spool/.exec(producer.output.stderr)?.[1]);
+      assert.ok(found > waiting);
+      waiting = found;
+    }
+  }
+  const { stderr } = await runWell("producer", [...args, "--once", ...kafkaFlags()], { env });
+  const found = Number(/(\d+) metric\(s\) wait in the spool/.exec(stderr)?.[1]);
+  // The checks that were under way at a kill are not there: one each, at most.
+  assert.ok(found >= site.visits - 1 - 3 && found <= site.visits - 1, `${found} of ${site.visits}`);
+  const values = (await readByConsole(name, found + 1)).map(({ value }) => value);
+  assert.equal(new Set(values.map(({ id }) => id)).size, found + 1);
+  const times = values.map(({ occurred_at }) => String(occurred_at));
+  assert.deepEqual(times, times.toSorted());
+});
+
+Deno.test("producer goes on checking while Kafka is killed in the middle, and all arrives with the checks' own times", async () => {
+  await using site = startSite(() => new Response("hello"));
+  const folder = await Deno.makeTempDir();
+  try {
+    await using kafka = await startKafka({ folder });
+    await using producer = startProgram("producer", [
+      ...["--name", "outage", "--url", site.url, "--interval=100ms", "--timeout=1s"],
+      `--kafka-bootstrap-servers=${kafka.bootstrapServers}`,
+    ]);
+    await eventually(() => site.visits >= 10);
+    await kafka.kill("SIGKILL");
+    const atKill = site.visits;
+    await eventually(() => site.visits >= atKill + 30);
+    await kafka.start();
+    await producer.waitFor("is back after", 60_000);
+    const { code, stderr } = await producer.stop("SIGTERM");
+    assert.equal(code, 0, stderr);
+    assert.doesNotMatch(stderr, /Kafka has not taken/);
+    const records = await readAll("outage", kafka.bootstrapServers);
+    const ids = new Set(records.map(({ value }) => value["id"]));
+    assert.equal(ids.size, site.visits);
+    const due = [...new Set(records.map(({ value }) => Date.parse(String(value["scheduled_at"]))))];
+    assert.deepEqual(due, due.toSorted((a, b) => a - b));
+    for (const { timestamp, value } of records) assert.equal(timestamp, Date.parse(String(value["occurred_at"])));
+    // No gap but for checks that a busy machine left out.
+    const longest = Math.max(...due.slice(1).map((time, i) => time - due[i]!));
+    assert.ok(longest <= 1_000, `${longest} ms between two checks`);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("producer publishes all sites to the topic of [kafka], keyed by site", async () => {
+  await using site = startSite(() => new Response("hello"));
+  const topic = uniqueName("shared");
+  await using file = await temporaryFile(
+    "config.ini",
+    `[kafka]\nbootstrap_servers = ${testStack().kafka}\ntopic = ${topic}\npartitions = 1\n
+[website_a]\nurl = ${site.url}\n
+[website_b]\nurl = ${site.url}\n`,
+  );
+  await runWell("producer", ["--once", "--config-path", file.path]);
+  const records = await readByConsole(topic, 2);
+  assert.deepEqual(records.map(({ key, value }) => `${key} ${value["name"]}`).sort(), ["a a", "b b"]);
+});
+
+Deno.test("producer lists what Kafka refused, and sends it when it is to be tried again", async () => {
+  await using site = startSite(() => new Response("hello"));
+  await using file = await temporaryFile("config.ini", "");
+  const name = uniqueName("toolarge");
+  const env = { SPOOL_PATH: file.path.replace("config.ini", "spool.db") };
+  const kafka = new Kafka({ brokers: [testStack().kafka], logLevel: logLevel.NOTHING });
+  const admin = kafka.admin();
+  await admin.connect();
+  const limit = (value: string) => [{ name: "max.message.bytes", value }];
+  await admin.createTopics({ topics: [{ topic: name, configEntries: limit("200") }] });
+  const args = ["--once", "--name", name, "--url", site.url, ...kafkaFlags()];
+  const { code, stderr } = await runProgram("producer", args, { env });
+  assert.equal(code, 1, stderr);
+  assert.match(stderr, new RegExp(`Kafka refuses metrics of topic '${name}', which are set aside`));
+  const { stdout } = await runWell("producer", ["--list-refused"], { env });
+  const { topic, reason, refused_at, metric } = JSON.parse(stdout);
+  assert.deepEqual([topic, metric.name, metric.verdict], [name, name, "up"]);
+  assert.match(reason, /MESSAGE_TOO_LARGE/);
+  assert.ok(Math.abs(Date.now() - Date.parse(refused_at)) < 60_000);
+  await admin.alterConfigs({
+    validateOnly: false,
+    resources: [{ type: 2, name, configEntries: limit("100000") }],
+  });
+  await admin.disconnect();
+  assert.match((await runWell("producer", ["--retry-refused"], { env })).stdout, /^1 metric\(s\) wait for Kafka again/);
+  await runWell("producer", args, { env });
+  const ids = (await readByConsole(name, 2)).map(({ value }) => value["id"]);
+  assert.equal(ids[0], metric.id);
+  assert.equal((await runWell("producer", ["--list-refused"], { env })).stdout, "");
+});
+
+Deno.test("producer exits 2 where another has the spool, or it may not write there", async () => {
+  await using site = startSite(() => new Response("hello"));
+  await using file = await temporaryFile("config.ini", "");
+  const env = { SPOOL_PATH: file.path.replace("config.ini", "spool.db") };
+  const args = ["--url", site.url, "--interval=1s", ...kafkaFlags()];
+  await using first = startProgram("producer", args, { env });
+  await first.waitFor("Checking 1 site");
+  const second = await runProgram("producer", args, { env });
+  assert.equal(second.code, 2);
+  assert.match(second.stderr, /Cannot open the spool '.*spool\.db': process \d+ uses it/);
+  const denied = await runProgram("producer", [...args, "--spool-path=/var/elsewhere/spool.db"], { env });
+  assert.equal(denied.code, 2);
+  assert.match(denied.stderr, /Cannot open the spool '\/var\/elsewhere\/spool\.db' .*--allow-write=\/var\/elsewhere/);
+  assert.doesNotMatch(denied.stderr, /\n.*\n/);
+});
+
+/** Reads all of a topic of a broker. */
+async function readAll(topic: string, server: string): Promise<ConsoleRecord[]> {
+  const admin = new Kafka({ brokers: [server], logLevel: logLevel.NOTHING }).admin();
+  await admin.connect();
+  const [offsets] = await admin.fetchTopicOffsets(topic);
+  await admin.disconnect();
+  return await readByConsole(topic, Number(offsets?.high), server);
+}
 
 function relay(port: number, target: string): AsyncDisposable {
   const [hostname, targetPort] = target.split(":") as [string, string];

@@ -280,11 +280,15 @@ export interface ConsoleRecord {
 }
 
 /** Reads a topic by Kafka's own console consumer, which is no client of ours. */
-export async function readByConsole(topic: string, messages: number): Promise<ConsoleRecord[]> {
+export async function readByConsole(
+  topic: string,
+  messages: number,
+  server: string = testStack().kafka,
+): Promise<ConsoleRecord[]> {
   const properties = ["timestamp", "headers", "key"].flatMap((name) => ["--property", `print.${name}=true`]);
   const text = await runKafkaTool("org.apache.kafka.tools.consumer.ConsoleConsumer", [
     "--bootstrap-server",
-    testStack().kafka,
+    server,
     "--topic",
     topic,
     "--from-beginning",
