@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { Buffer } from "node:buffer";
 import process from "node:process";
+import { setTimeout as delay } from "node:timers/promises";
 import {
   type Admin,
   AssignerProtocol,
@@ -89,6 +90,9 @@ const MAX_REQUEST_BYTES = 16_000_000;
 const TOPICS_PER_LANE = 200;
 /** A thousand topics at once take a while. */
 const CREATE_TIMEOUT_MS = 30_000;
+/** Brokers lead a new topic a while after they say so; a batch that comes too early is appended in part, and again. */
+const LEADER_DELAY_MS = 3;
+const MAX_LEADER_DELAY_MS = 5_000;
 /** Of a topic's part, from which on compressing costs less than sending: a few records that are alike. */
 const MIN_GZIP_BYTES = 4_000;
 
@@ -182,7 +186,10 @@ export class Publisher implements AsyncDisposable {
         }
       }
       const made = missing.filter((topic) => !failed.has(topic));
-      if (made.length > 0) this.#log.info("Made {topics}", { topics: shorten(made) });
+      if (made.length > 0) {
+        this.#log.info("Made {topics}", { topics: shorten(made) });
+        await delay(Math.min(made.length * LEADER_DELAY_MS, MAX_LEADER_DELAY_MS));
+      }
     }
     for (const topic of unknown) if (!delayed.has(topic)) this.#known.add(topic);
   }

@@ -433,12 +433,25 @@ export function openSpool({ path, maxBytes, maxAgeMs, sync }: SpoolSettings, { l
   return spool;
 }
 
-/** Tells something at most every so often; what comes between is told with the next. */
+/** Tells something at once, then at most every so often; what comes between is told at the end of that time. */
 function nowAndThen(tell: (text: string) => void): (text: string) => void {
-  let toldAt = -Infinity;
+  let quietUntil = -Infinity;
+  let last: string | undefined;
   return (text) => {
-    if (performance.now() - toldAt < REPORT_EVERY_MS) return;
-    toldAt = performance.now();
+    const waitMs = quietUntil - performance.now();
+    if (waitMs > 0) {
+      if (last === undefined) {
+        // Nothing waits for it: a program that ends does not.
+        Deno.unrefTimer(setTimeout(() => {
+          const told = last;
+          last = undefined;
+          if (told !== undefined) tell(told);
+        }, waitMs));
+      }
+      last = text;
+      return;
+    }
+    quietUntil = performance.now() + REPORT_EVERY_MS;
     tell(text);
   };
 }

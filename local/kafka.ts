@@ -14,6 +14,8 @@ export interface StartKafkaOptions {
   readonly folder: string;
   /** Port for plain text. Default: a free one. */
   readonly port?: number;
+  /** Port that clients are told to come to, as that of a relay before the broker. Default: {@linkcode StartKafkaOptions.port}. */
+  readonly advertisedPort?: number;
   /** Certificates for a second listener over TLS that asks for a client certificate. */
   readonly tls?: KafkaTls;
   /** Port of that listener. Default: a free one. */
@@ -228,7 +230,16 @@ export class Kafka implements AsyncDisposable {
  * @throws {LockedError} when another process runs one in the folder.
  */
 export async function startKafka(
-  { folder: wanted, port, sslPort, tls, autoCreateTopics = true, report = () => {}, signal }: StartKafkaOptions,
+  {
+    folder: wanted,
+    port,
+    advertisedPort,
+    sslPort,
+    tls,
+    autoCreateTopics = true,
+    report = () => {},
+    signal,
+  }: StartKafkaOptions,
 ): Promise<Kafka> {
   await checkJava();
   const jars = await kafkaJars({ report, signal });
@@ -239,7 +250,13 @@ export async function startKafka(
     const pid = Number(await Deno.readTextFile(`${folder}/kafka.pid`).catch(() => "0"));
     await endLeftover(pid, { mark: `${folder}/${PROPERTIES}`, stopSignal: "SIGTERM" });
     const [freePort, freeSslPort, controllerPort] = freePorts(3) as [number, number, number];
-    const ports = { plainPort: port ?? freePort, sslPort: sslPort ?? freeSslPort, controllerPort };
+    const plainPort = port ?? freePort;
+    const ports = {
+      plainPort,
+      advertisedPort: advertisedPort ?? plainPort,
+      sslPort: sslPort ?? freeSslPort,
+      controllerPort,
+    };
     await Deno.remove(`${folder}/kafka.log`).catch(() => {});
     await Deno.writeTextFile(`${folder}/${PROPERTIES}`, serverProperties({ ...ports, tls, autoCreateTopics }), {
       mode: 0o600,
@@ -265,22 +282,25 @@ export async function startKafka(
 
 interface Properties {
   readonly plainPort: number;
+  readonly advertisedPort: number;
   readonly sslPort: number;
   readonly controllerPort: number;
   readonly tls: KafkaTls | undefined;
   readonly autoCreateTopics: boolean;
 }
 
-function serverProperties({ plainPort, sslPort, controllerPort, tls, autoCreateTopics }: Properties): string {
-  const listeners = [`PLAINTEXT://127.0.0.1:${plainPort}`, ...(tls ? [`SSL://127.0.0.1:${sslPort}`] : [])];
+function serverProperties(
+  { plainPort, advertisedPort, sslPort, controllerPort, tls, autoCreateTopics }: Properties,
+): string {
+  const at = (port: number) => [`PLAINTEXT://127.0.0.1:${port}`, ...(tls ? [`SSL://127.0.0.1:${sslPort}`] : [])];
   const pem = (text: string) => text.trim().replaceAll("\n", "\\n");
   return Object.entries({
     "process.roles": "broker,controller",
     "node.id": "1",
     "controller.quorum.voters": `1@127.0.0.1:${controllerPort}`,
     "controller.listener.names": "CONTROLLER",
-    "listeners": [...listeners, `CONTROLLER://127.0.0.1:${controllerPort}`].join(","),
-    "advertised.listeners": listeners.join(","),
+    "listeners": [...at(plainPort), `CONTROLLER://127.0.0.1:${controllerPort}`].join(","),
+    "advertised.listeners": at(advertisedPort).join(","),
     "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SSL:SSL,CONTROLLER:PLAINTEXT",
     "inter.broker.listener.name": "PLAINTEXT",
     // From the working folder: here, a path would have to be escaped.

@@ -758,3 +758,37 @@ Deno.test("the tasks allow the variable of each flag, and no other", async () =>
     assert.deepEqual(allowed.toSorted(), [...names, ...own[program]].toSorted());
   }
 });
+
+// The topic that all sites share
+
+const SHARED = `[kafka]\nbootstrap_servers = a:1\ntopic = checks\npartitions = 6\nretention = forever\n${SITE}`;
+
+Deno.test("topic of [kafka] is the producer's one topic, and what the consumer reads", async () => {
+  const { kafka } = await producer({ file: SHARED, publish: true });
+  assert.equal(kafka?.sharedTopic, "checks");
+  assert.deepEqual(kafka.newTopics, { partitions: 6, replicationFactor: null, retentionMs: -1 });
+  assert.deepEqual((await consumer({ args: ["--dry-run"], file: SHARED })).topics.names, ["checks"]);
+});
+
+Deno.test("KAFKA_TOPIC is the consumer's alone, and comes before topic of [kafka]", async () => {
+  const env = { KAFKA_TOPIC: "apache" };
+  assert.equal((await producer({ file: SHARED, env, publish: true })).kafka?.sharedTopic, "checks");
+  const without = SHARED.replace("topic = checks\n", "");
+  assert.equal((await producer({ file: without, env, publish: true })).kafka?.sharedTopic, null);
+  assert.equal(
+    (await producer({ file: without, env: { SHARED_TOPIC: "all" }, publish: true })).kafka?.sharedTopic,
+    "all",
+  );
+  assert.deepEqual((await consumer({ args: ["--dry-run"], env, file: SHARED })).topics.names, ["apache"]);
+});
+
+Deno.test("readProducerConfig() takes the spool's settings, and needs no site to deal with what was refused", async () => {
+  const { spool } = await producer({
+    file: `${SITE}[producer]\nspool_path = a/b.db\nspool_max_bytes = 512M\n`,
+    env: { SPOOL_MAX_AGE: "1d" },
+    args: ["--spool-sync=full"],
+  });
+  assert.deepEqual(spool, { path: "a/b.db", maxBytes: 536_870_912, maxAgeMs: 86_400_000, sync: "full" });
+  const { sites, kafka } = await producer({ args: ["--list-refused"], publish: true });
+  assert.deepEqual([sites, kafka], [[], null]);
+});

@@ -1,5 +1,18 @@
 import assert from "node:assert/strict";
-import { choice, duration, formatDuration, host, httpUrl, integer, pattern, servers, text } from "../lib/value.ts";
+import {
+  byteSize,
+  choice,
+  duration,
+  formatBytes,
+  formatDuration,
+  host,
+  httpUrl,
+  integer,
+  pattern,
+  retention,
+  servers,
+  text,
+} from "../lib/value.ts";
 
 const minute = duration({ minMs: 100, maxMs: 60_000 });
 
@@ -151,3 +164,33 @@ Deno.test.each(["a:", "a:0", "a:65536", "a:b", "a b", "a;b", "PLAINTEXT://a:9092
     });
   },
 );
+
+Deno.test.each(
+  [
+    ["65536", 65_536],
+    ["64K", 65_536],
+    ["64 kB", 65_536],
+    ["512MiB", 536_870_912],
+    ["1.5g", 1_610_612_736],
+    ["1T", 1_099_511_627_776],
+  ] as const,
+)("byteSize() takes '%s' for %s bytes", (text, bytes) => {
+  const parse = byteSize(1);
+  assert.equal(parse(text), bytes);
+  assert.equal(parse(formatBytes(bytes)), bytes);
+});
+
+Deno.test.each([["much"], [""], ["-1"], ["1 X"], ["1G1"]])("byteSize() refuses '%s'", (text) => {
+  assert.throws(() => byteSize(1)(text), { name: "SyntaxError", message: /^expected a number of bytes such as / });
+});
+
+Deno.test("byteSize() refuses less than the least", () => {
+  assert.throws(() => byteSize(65_536)("63K"), { name: "RangeError", message: "expected at least 64K" });
+});
+
+Deno.test("retention() takes a duration, or forever for -1", () => {
+  const parse = retention({ minMs: 60_000, maxMs: 86_400_000 });
+  assert.deepEqual(["1h", "forever", "FOREVER"].map(parse), [3_600_000, -1, -1]);
+  assert.throws(() => parse("long"), { name: "SyntaxError", message: "expected a duration such as 7d, or forever" });
+  assert.throws(() => parse("2d"), RangeError);
+});
