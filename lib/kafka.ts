@@ -23,7 +23,7 @@ import { ConfigError, errorCode, errorMessage } from "./error.ts";
 import type { Log } from "./log.ts";
 import { type KafkaMessage, METRIC_VERSION } from "./metric.ts";
 import { retryForever } from "./retry.ts";
-import { sleepUntilAborted } from "./schedule.ts";
+import { sleepUntilAborted, whenAborted } from "./schedule.ts";
 import type { OutgoingMessage } from "./spool.ts";
 
 /** Time after which a member that says nothing has left its group: rows move again soon after a `kill -9`. */
@@ -634,7 +634,7 @@ export class Subscriber implements AsyncDisposable {
         },
       });
       if (targets === undefined) await this.#untilTopicsChange(topics, over);
-      else await aborted(over);
+      else await whenAborted(over);
       if (!(ended.signal.reason instanceof Error) || signal.aborted) await reading.finish(topics);
     } finally {
       reading.end();
@@ -926,11 +926,6 @@ async function withHeartbeats<T>(work: Promise<T>, heartbeat: () => Promise<void
   } finally {
     clearInterval(timer);
   }
-}
-
-function aborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.resolve();
-  return new Promise((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
 }
 
 /**

@@ -3,6 +3,7 @@ import type { CommonConfig } from "./config.ts";
 import { ConfigError } from "./error.ts";
 import { GroupBusyError } from "./kafka.ts";
 import { type Log, openLog, print, printError } from "./log.ts";
+import { afterAbort, whenAborted } from "./schedule.ts";
 import type { ProgramName } from "./setting.ts";
 
 /** What a program has when it begins. */
@@ -26,6 +27,8 @@ export interface ProgramOptions<Config> {
 }
 
 const SIGNALS = ["SIGINT", "SIGTERM"] as const;
+/** Time from a signal to the end. */
+const END_TIMEOUT_MS = 9_000;
 /** Time that libraries have to let go of sockets and timers at the end. */
 const LINGER_MS = 500;
 /** Exit code of a process that a signal ended, as shells count. */
@@ -53,7 +56,8 @@ export async function runProgram<Config extends CommonConfig>(
     for (const warning of config.warnings) log.warn("{warning}", { warning });
     using signals = listenToSignals(log);
     try {
-      return await run({ config, commandLine, log, signal: signals.signal });
+      const { signal } = signals;
+      return await Promise.race([run({ config, commandLine, log, signal }), giveUp(signal, log)]);
     } catch (error) {
       // A wait that the signal ended, as for a database that is away.
       if (signals.signal.aborted && error === signals.signal.reason) return 0;
@@ -69,6 +73,13 @@ export async function runProgram<Config extends CommonConfig>(
     // All of ours is closed by now; what a library still waits for is not waited for.
     Deno.unrefTimer(setTimeout(() => Deno.exit(), LINGER_MS));
   }
+}
+
+/** The end of the wait for an orderly end: servers that hang can hold it up. Nothing is lost: it is done again at the next start. */
+async function giveUp(signal: AbortSignal, log: Log): Promise<number> {
+  await whenAborted(afterAbort(signal, END_TIMEOUT_MS));
+  log.warn("Ending though Kafka or PostgreSQL does not answer; what is not done is done at the next start");
+  return 0;
 }
 
 /** A bug of ours: the stack is wanted. */

@@ -3,7 +3,7 @@ import { ConfigError, errorMessage } from "./error.ts";
 import { Publisher, type PublishResult } from "./kafka.ts";
 import type { Log } from "./log.ts";
 import { retryForever } from "./retry.ts";
-import { sleepUntilAborted } from "./schedule.ts";
+import { sleepUntilAborted, whenAborted } from "./schedule.ts";
 import type { Spool, SpooledMessage } from "./spool.ts";
 
 /** Options of {@linkcode Publishing}. */
@@ -209,9 +209,4 @@ export class Publishing {
     this.#heldChanged.resolve();
     this.#heldChanged = Promise.withResolvers();
   }
-}
-
-function whenAborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.resolve();
-  return new Promise((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
 }

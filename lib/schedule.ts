@@ -109,3 +109,9 @@ export function afterAbort(signal: AbortSignal, ms: number): AbortSignal {
   else signal.addEventListener("abort", begin, { once: true });
   return controller.signal;
 }
+
+/** Resolves when the signal is aborted, or is already. */
+export function whenAborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return Promise.resolve();
+  return new Promise((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
+}
