@@ -25,6 +25,7 @@ interface Held {
 /** Metrics that are checked within this time go in one request. */
 const LINGER_MS = 50;
 const MESSAGES_PER_READ = 10_000;
+const LOOK_EVERY_MS = 5_000;
 /** Connections to brokers that are away are not closed in order. */
 const CLOSE_TIMEOUT_MS = 1_000;
 /** A topic that Kafka does not take is tried again after this, then after twice this, and so on; others go on. */
@@ -128,9 +129,11 @@ export class Publishing {
         await sleepUntilAborted(DRAIN_POLL_MS, signal);
         continue;
       }
-      const either = AbortSignal.any([signal, this.#drain.signal]);
-      await this.#spool.waitForMessage(either);
-      await sleepUntilAborted(LINGER_MS, either);
+      const ending = AbortSignal.any([signal, this.#drain.signal]);
+      // A look now and then finds what a command of another process has put back.
+      const message = this.#spool.waitForMessage(AbortSignal.any([ending, AbortSignal.timeout(LOOK_EVERY_MS)]));
+      await Promise.race([message, this.#heldChanged.promise]);
+      await sleepUntilAborted(LINGER_MS, ending);
     }
   }
 
@@ -184,6 +187,7 @@ export class Publishing {
     for (const topic of new Set(acknowledged.map(({ topic }) => topic))) {
       if (failed.has(topic) || !this.#held.delete(topic)) continue;
       this.#told.delete(topic);
+      this.#tellHeldChanged();
       this.#log.info("Kafka takes topic '{topic}' again", { topic });
     }
     for (const topic of failed) {
@@ -206,6 +210,10 @@ export class Publishing {
 
   #hold(topic: string, waitMs: number): void {
     this.#held.set(topic, { waitMs, until: performance.now() + waitMs });
+    this.#tellHeldChanged();
+  }
+
+  #tellHeldChanged(): void {
     this.#heldChanged.resolve();
     this.#heldChanged = Promise.withResolvers();
   }

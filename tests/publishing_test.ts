@@ -169,6 +169,8 @@ Deno.test("Publishing sets aside what is too large, says so once, and sends it w
       admin.alterConfigs({ validateOnly: false, resources: [{ type: 2, name: topic, configEntries: limit("20000") }] })
     );
     assert.equal(retryRefused(`${folder}/spool.db`), 2);
+    // It is noticed though nothing else comes.
+    await eventually(() => spool.refusedSize === 0 && spool.size === 0);
     spool.add(messageOf(topic, "4"));
     assert.equal(await publishing.drain(20_000), 0);
     const values = new Set(await valuesOf(topic, await endOf(topic)));
