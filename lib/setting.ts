@@ -1,5 +1,5 @@
 import { LOG_LEVELS } from "./log.ts";
-import { choice, duration, host, httpUrl, integer, type ParseValue, pattern, servers, text } from "./value.ts";
+import { choice, duration, hosts, httpUrl, integer, type ParseValue, pattern, servers, text } from "./value.ts";
 
 /** The two programs. */
 export type ProgramName = "producer" | "consumer";
@@ -142,10 +142,10 @@ export const SETTINGS = {
       secret: "value",
     }),
     host: setting({
-      parse: host(),
+      parse: hosts(),
       flag: "postgres-host",
-      placeholder: "host",
-      meaning: "server",
+      placeholder: "host[:port],…",
+      meaning: "server; of several, the first that takes writes is used, and the next one when it goes",
       fallback: "none",
       programs: ["consumer"],
       secret: "credentials",
@@ -154,7 +154,7 @@ export const SETTINGS = {
       parse: integer(1, 65_535),
       flag: "postgres-port",
       placeholder: "port",
-      meaning: "its port",
+      meaning: "port of servers that are given without one",
       fallback: "5432",
       programs: ["consumer"],
     }),

@@ -12,8 +12,7 @@ const SILENT: Log = { debug() {}, info() {}, warn() {}, error() {} };
 function settings({ name }: TestDatabase, changes: Partial<PostgresSettings> = {}): PostgresSettings {
   const { host, port, user, password } = testStack().postgres;
   return {
-    host,
-    port,
+    servers: [{ host, port }],
     user,
     password,
     database: name,
