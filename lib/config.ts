@@ -161,6 +161,11 @@ export async function readConsumerConfig(
   { env = Deno.env.get }: ReadConfigOptions = {},
 ): Promise<ConsumerConfig> {
   const source = await Source.open(commandLine, env);
+  if (commandLine.task !== undefined) {
+    // What is in the database already asks for no broker.
+    const none = { kafka: { bootstrapServers: [], tls: null }, groupId: "", topics: { names: [], patterns: [] } };
+    return { ...none, postgres: await readPostgres(source), ...readCommon(source) };
+  }
   const kafka = await readKafka(source);
   const groupId = source.take("kafka", "group_id") ?? DEFAULT_GROUP_ID;
   source.show("kafka", "group_id", { value: groupId });

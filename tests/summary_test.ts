@@ -137,7 +137,7 @@ Deno.test("latest and daily say what all rows say, whatever order they come in a
         await store.write({ rows: [...rows.slice(i, i + size), ...again], deadLetters: [] })
           .catch((error) => assert.equal(error.code, "40P01"));
         i += size;
-        if (i % 5 === 0) await assertExact(database, `seed ${seed}, row ${i}`);
+        if (run % 2 === 0 && i % 5 === 0) await assertExact(database, `seed ${seed}, row ${i}`);
       }
     };
     // The second one has all of it again, at the same time in every other run.
