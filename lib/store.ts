@@ -82,8 +82,8 @@ const UNTRUSTED_REGEXP = /^(?:CERT_.*|.*_CERT(?:_.*)?|UNABLE_TO_.*|ERR_TLS_.*|ER
 const REFUSED_ROW_REGEXP = /^(?:22|23|54)/;
 const CHECK_VIOLATION = "23514";
 const NO_PRIVILEGE = "42501";
-/** SQLSTATEs of a table or a column that is not there. */
-const MISSING_REGEXP = /^(?:42P01|42703)$/;
+/** SQLSTATEs of a table, a column or the schema that is not there. */
+const MISSING_REGEXP = /^(?:42P01|42703|3F000)$/;
 /** A table, what belongs to it and their names in the catalog take some locks each. */
 const MAX_CREATED_TOPICS = 200;
 /** A topic in a transaction takes a lock on its table and one on the key; several consumers have some at a time. */

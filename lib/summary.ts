@@ -253,10 +253,10 @@ const LATEST_KEY = ["name", "location"];
 const DAILY_KEY = ["day", "name", "location"];
 
 /** Makes `latest`. Rows are written over and over, which takes no work on the index while their pages have room. */
-export const CREATE_LATEST_SQL = createSummarySql(LATEST, LATEST_COLUMNS, { key: LATEST_KEY, fillfactor: 50 });
+export const CREATE_LATEST_SQL: string = createSummarySql(LATEST, LATEST_COLUMNS, { key: LATEST_KEY, fillfactor: 50 });
 
 /** Makes `daily`. */
-export const CREATE_DAILY_SQL = createSummarySql(DAILY, DAILY_COLUMNS, { key: DAILY_KEY, fillfactor: 80 });
+export const CREATE_DAILY_SQL: string = createSummarySql(DAILY, DAILY_COLUMNS, { key: DAILY_KEY, fillfactor: 80 });
 
 /** A location that is not configured is null, and one key like any other: hence `NULLS NOT DISTINCT` (PostgreSQL 15). */
 function createSummarySql(

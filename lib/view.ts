@@ -67,6 +67,6 @@ function percentileSql(percentile: number): string {
 }
 
 /** Makes all views, in place of those of an older version. */
-export const CREATE_VIEWS_SQL = Object.entries(VIEWS).map(([name, text]) =>
+export const CREATE_VIEWS_SQL: string = Object.entries(VIEWS).map(([name, text]) =>
   `DROP VIEW IF EXISTS ${qualifiedName(name)};\nCREATE VIEW ${qualifiedName(name)} AS\n${text}`
 ).join(";\n");
