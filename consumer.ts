@@ -1,4 +1,5 @@
 import { type ConsumerConfig, readConsumerConfig } from "./lib/config.ts";
+import { listDeadLetters, replayDeadLetters } from "./lib/dead_letter.ts";
 import { type HandleMessages, Subscriber } from "./lib/kafka.ts";
 import { type Log, print } from "./lib/log.ts";
 import { type Context, runProgram } from "./lib/program.ts";
@@ -15,10 +16,26 @@ async function consume(context: Context<ConsumerConfig>): Promise<number> {
   if (config.postgres === null) return await read(context, (messages) => printRows(messages, log));
 
   await using store = await Store.open(config.postgres, { log, signal });
+  if (context.commandLine.task !== undefined) return await mend(store, context);
   const writer = new Writer(store, { log, signal: afterAbort(signal, SHUTDOWN_WRITE_MS) });
   const code = await read(context, (messages, dropped) => writer.write(messages, dropped));
   log.info("Stored {rows} row(s) and {deadLetters} dead letter(s)", writer.stored);
   return code;
+}
+
+/** Looks after what is in the database, and reads no topic. */
+async function mend(store: Store, { commandLine: { task, flags }, log }: Context<ConsumerConfig>): Promise<number> {
+  const filter = { topic: flags.get("topic"), reason: flags.get("reason") };
+  switch (task) {
+    case "replay-dead-letters":
+      return await replayDeadLetters(store, { filter, log }) === 0 ? 0 : 1;
+    case "rebuild-summaries":
+      await store.rebuildSummaries();
+      return 0;
+    default:
+      await listDeadLetters(store, { filter, log });
+      return 0;
+  }
 }
 
 /** Reads topics and hands their messages over: with `--once` up to their present ends, else until a signal. */

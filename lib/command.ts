@@ -4,6 +4,9 @@ import { print, printError } from "./log.ts";
 import { nearest } from "./nearest.ts";
 import { environmentName, flagNames, type ProgramName, type Setting, SETTINGS } from "./setting.ts";
 
+/** What the consumer does instead of reading topics. */
+export const TASKS = ["dead-letters", "replay-dead-letters", "rebuild-summaries"] as const;
+
 /** What a command line says. */
 export interface CommandLine {
   /** Texts of the settings' flags, by the flag's name without dashes. */
@@ -22,6 +25,8 @@ export interface CommandLine {
   readonly resetOffsets?: string | undefined;
   /** `--list-refused`, `--retry-refused` of the producer. */
   readonly refused?: "list" | "retry";
+  /** `--dead-letters` and so on */
+  readonly task?: typeof TASKS[number];
 }
 
 /** What the command line asks for beside settings, by program. */
@@ -57,11 +62,13 @@ export function parseCommandLine(program: ProgramName, args: readonly string[]):
   try {
     checkArguments(command, args);
     command.parse(args, { from: "user" });
+    checkTasks(command);
   } catch (error) {
     if (!(error instanceof CommanderError)) throw error;
     return error.exitCode === 0 ? 0 : 2;
   }
   const options = command.opts<Record<string, unknown>>();
+  const [task] = givenFlags(command, TASKS);
   const flags = new Map<string, string>();
   for (const option of command.options) {
     const value = options[option.attributeName()];
@@ -78,7 +85,28 @@ export function parseCommandLine(program: ProgramName, args: readonly string[]):
     resetOffsets: flags.get("reset-offsets"),
     ...(options["listRefused"] === true && { refused: "list" }),
     ...(options["retryRefused"] === true && { refused: "retry" }),
+    ...(task && { task }),
   };
+}
+
+/** Those of some flags that are given. */
+function givenFlags<T extends string>(command: Command, flags: readonly T[]): T[] {
+  const options = command.opts<Record<string, unknown>>();
+  return flags.filter((flag) => {
+    const option = command.options.find(({ long }) => long === `--${flag}`);
+    return option !== undefined && options[option.attributeName()] !== undefined;
+  });
+}
+
+/** Refuses flags that mean nothing together. */
+function checkTasks(command: Command): void {
+  const tasks = givenFlags(command, TASKS);
+  const [other] = [...tasks.slice(1), ...givenFlags(command, ["once", "dry-run"])];
+  if (tasks.length > 0 && other !== undefined) command.error(`--${other} can't be used beside --${tasks[0]}`);
+  const [filter] = givenFlags(command, ["topic", "reason"]);
+  if (filter !== undefined && !tasks.some((task) => task.endsWith("dead-letters"))) {
+    command.error(`--${filter} picks dead letters: expected --dead-letters or --replay-dead-letters beside it`);
+  }
 }
 
 /**
@@ -151,10 +179,16 @@ function createCommand(program: ProgramName): Command {
     }
   }
   if (program === "consumer") {
-    command.option(
-      "--reset-offsets <where>",
-      "begin anew at earliest, latest or a time (2026-01-31T00:00Z); rows that are there stay single",
-    );
+    command
+      .option(
+        "--reset-offsets <where>",
+        "begin anew at earliest, latest or a time (2026-01-31T00:00Z); rows that are there stay single",
+      )
+      .option("--dead-letters", "print messages that could not be rows as lines of JSON, and end")
+      .option("--replay-dead-letters", "try them again, and end; those that are rows now are marked")
+      .option("--topic <topic>", "with these two: those of one topic")
+      .option("--reason <text>", "with these two: those with this in the reason")
+      .option("--rebuild-summaries", "make latest and daily anew from all rows, and end; other consumers may go on");
   }
   command.option("--once", once).option("--dry-run", dryRun);
   if (program === "producer") {

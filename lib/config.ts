@@ -7,7 +7,7 @@ import { SETTINGS, type SPOOL_SYNCS, type SSL_MODES } from "./setting.ts";
 import { type Given, HIDDEN, type LookUpVariable, parseGiven, type SiteSection, Source } from "./source.ts";
 import { pathExists } from "./text_file.ts";
 import { checkTopicName, parseTopics } from "./topic.ts";
-import { formatBytes, formatDuration } from "./value.ts";
+import { formatBytes, formatDuration, type HostPort } from "./value.ts";
 
 /** A site to check. */
 export interface Site {
@@ -75,12 +75,18 @@ export interface SpoolSettings {
   readonly sync: typeof SPOOL_SYNCS[number];
 }
 
+/** Address of a PostgreSQL server. */
+export interface PostgresServer {
+  /** Name or IP address. */
+  readonly host: string;
+  /** Port. */
+  readonly port: number;
+}
+
 /** How to reach PostgreSQL. */
 export interface PostgresSettings {
-  /** Server. */
-  readonly host: string;
-  /** Its port. */
-  readonly port: number;
+  /** Servers, at least one; the first that takes writes is used. */
+  readonly servers: readonly PostgresServer[];
   /** Role. */
   readonly user: string;
   /** Its password, if it has one. */
@@ -226,6 +232,11 @@ export async function readConsumerConfig(
   { env = Deno.env.get }: ReadConfigOptions = {},
 ): Promise<ConsumerConfig> {
   const source = await Source.open(commandLine, env);
+  if (commandLine.task !== undefined) {
+    // What is in the database already asks for no broker.
+    const none = { kafka: { bootstrapServers: [], tls: null }, groupId: "", topics: { names: [], patterns: [] } };
+    return { ...none, postgres: await readPostgres(source), resetOffsets: null, ...readCommon(source) };
+  }
   const kafka = await readKafka(source);
   const groupId = source.take("kafka", "group_id") ?? DEFAULT_GROUP_ID;
   source.show("kafka", "group_id", { value: groupId });
@@ -445,19 +456,20 @@ function readTopics(source: Source): TopicSelection {
 }
 
 async function readPostgres(source: Source): Promise<PostgresSettings> {
-  const host = source.take("postgres", "host");
-  if (host === undefined) {
+  const hosts = source.take("postgres", "host");
+  if (hosts === undefined) {
     throw new ConfigError(
       "Cannot find a PostgreSQL server: expected --postgres-host, POSTGRES_HOST or host of [postgres]",
     );
   }
   const port = source.take("postgres", "port") ?? DEFAULT_POSTGRES_PORT;
+  const servers = hosts.map(({ host, port: own }) => ({ host, port: own ?? port }));
   const user = source.take("postgres", "user") ?? "postgres";
   const password = source.take("postgres", "password") ?? null;
   const database = source.take("postgres", "database") ?? user;
   const sslrootcert = source.take("postgres", "sslrootcert");
   const sslmode = source.take("postgres", "sslmode") ??
-    (sslrootcert !== undefined ? "verify-ca" : LOOPBACK_REGEXP.test(host) ? "disable" : "verify-full");
+    (sslrootcert !== undefined ? "verify-ca" : isLoopback(hosts) ? "disable" : "verify-full");
   const minConnection = source.take("postgres", "min_connection") ?? 1;
   const maxConnection = source.take("postgres", "max_connection") ?? Math.max(2, minConnection);
   if (minConnection > maxConnection) {
@@ -476,7 +488,7 @@ async function readPostgres(source: Source): Promise<PostgresSettings> {
   const shown = {
     user,
     password: password === null ? undefined : HIDDEN,
-    host,
+    host: formatServers(hosts),
     port,
     database,
     sslmode,
@@ -487,5 +499,14 @@ async function readPostgres(source: Source): Promise<PostgresSettings> {
   for (const [key, value] of Object.entries(shown)) {
     if (value !== undefined) source.show("postgres", key, { value: String(value) });
   }
-  return { host, port, user, password, database, sslmode, ca: ca?.pem ?? null, minConnection, maxConnection };
+  return { servers, user, password, database, sslmode, ca: ca?.pem ?? null, minConnection, maxConnection };
+}
+
+function isLoopback(hosts: readonly HostPort[]): boolean {
+  return hosts.every(({ host }) => LOOPBACK_REGEXP.test(host));
+}
+
+function formatServers(hosts: readonly HostPort[]): string {
+  return hosts.map(({ host, port }) => port === undefined ? host : `${host.includes(":") ? `[${host}]` : host}:${port}`)
+    .join(",");
 }

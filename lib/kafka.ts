@@ -15,6 +15,7 @@ import {
   type PartitionAssigner,
   Partitioners,
   type Producer,
+  type RetryOptions,
   type TopicMessages,
 } from "kafkajs";
 import { assignPartitions, type Member } from "./assignment.ts";
@@ -35,6 +36,13 @@ const MAX_FETCH_BYTES = 8 * 1024 * 1024;
 const MAX_FETCH_PARTITION_BYTES = 4 * 1024 * 1024;
 /** How long a broker may hold an empty fetch; stopping waits for it, and so does each change of topics. */
 const MAX_FETCH_WAIT_MS = 500;
+/** Leaving a group takes an answer of brokers, which may be away. */
+const DISCONNECT_TIMEOUT_MS = 3_000;
+/**
+ * How a member waits for brokers: as long as its session lasts, since a new one would have to wait until the group has
+ * given it up.
+ */
+const MEMBER_RETRY = { retries: 20, maxRetryTime: 1_000 } as const;
 /** New topics are looked for this often. */
 const DISCOVERY_INTERVAL_MS = 3_000;
 /** A topic that can't be stored or published now is tried again after this. */
@@ -394,8 +402,8 @@ export class Subscriber implements AsyncDisposable {
   constructor(settings: KafkaSettings, { log, groupId, topics }: SubscriberOptions) {
     this.#settings = settings;
     this.#log = log;
-    this.#kafka = createKafka(settings, log);
-    this.#admin = this.#kafka.admin({ retry: { retries: 2 } });
+    this.#kafka = createKafka(settings, log, MEMBER_RETRY);
+    this.#admin = createKafka(settings, log).admin({ retry: { retries: 2 } });
     this.#groupId = groupId ?? `site_checker-dry-run-${randomUUID()}`;
     this.#commits = groupId !== null;
     this.#topics = topics;
@@ -592,7 +600,7 @@ export class Subscriber implements AsyncDisposable {
       allowAutoTopicCreation: false,
       partitionAssigners: [subscriptionAssigner(() => this.#owned)],
       // After a failure a new member is made here, one way for all of them.
-      retry: { retries: 3, restartOnFailure: () => Promise.resolve(false) },
+      retry: { ...MEMBER_RETRY, restartOnFailure: () => Promise.resolve(false) },
     });
   }
 
@@ -621,7 +629,7 @@ export class Subscriber implements AsyncDisposable {
     try {
       await consumer.connect();
       await consumer.subscribe({ topics: [...topics], fromBeginning: true });
-      await consumer.run({
+      const running = consumer.run({
         autoCommit: false,
         eachBatchAutoResolve: false,
         partitionsConsumedConcurrently: PARTITIONS_IN_FLIGHT,
@@ -633,12 +641,15 @@ export class Subscriber implements AsyncDisposable {
           await withHeartbeats(accepted, heartbeat);
         },
       });
+      running.catch(() => {});
+      // Joining takes as long as the session of a member that was killed; a signal does not wait for it.
+      await Promise.race([running, whenAborted(over)]);
       if (targets === undefined) await this.#untilTopicsChange(topics, over);
       else await whenAborted(over);
       if (!(ended.signal.reason instanceof Error) || signal.aborted) await reading.finish(topics);
     } finally {
       reading.end();
-      await consumer.disconnect();
+      await Promise.race([consumer.disconnect(), delay(DISCONNECT_TIMEOUT_MS, undefined, { ref: false })]);
     }
     if (!signal.aborted && ended.signal.aborted && ended.signal.reason instanceof Error) {
       const { reason } = ended.signal;
@@ -778,7 +789,7 @@ class Reading {
   }
 }
 
-function createKafka({ bootstrapServers, tls }: KafkaSettings, log: Log): Kafka {
+function createKafka({ bootstrapServers, tls }: KafkaSettings, log: Log, retry: RetryOptions = {}): Kafka {
   silenceTimeoutWarning();
   return new Kafka({
     clientId: "site_checker",
@@ -787,7 +798,7 @@ function createKafka({ bootstrapServers, tls }: KafkaSettings, log: Log): Kafka 
       ssl: { ...(tls.ca && { ca: [tls.ca] }), ...(tls.cert && { cert: tls.cert }), ...(tls.key && { key: tls.key }) },
     }),
     connectionTimeout: 3_000,
-    retry: { retries: 3, initialRetryTime: 200, maxRetryTime: 2_000 },
+    retry: { retries: 3, initialRetryTime: 200, maxRetryTime: 2_000, ...retry },
     logLevel: logLevel.INFO,
     // What matters is said by those who call; the client reports each rebalance as an error.
     logCreator: () => ({ namespace, log: { message, error, ...properties } }) => {

@@ -1,5 +1,13 @@
 import { createHash } from "node:crypto";
-import { type Column, COLUMN_NAMES, COLUMNS, isoTime, type KafkaMessage, type Metric } from "./metric.ts";
+import {
+  type Column,
+  COLUMN_NAMES,
+  type ColumnName,
+  COLUMNS,
+  isoTime,
+  type KafkaMessage,
+  type Metric,
+} from "./metric.ts";
 
 /**
  * All SQL text, as pure functions.
@@ -16,12 +24,21 @@ export const PARENT = "all_checks";
 /** Table of messages that can't be rows. */
 export const DEAD_LETTERS = "dead_letters";
 
+/** Table of the last check of each name and location. */
+export const LATEST = "latest";
+
+/** Table of sums by name, location and day. */
+export const DAILY = "daily";
+
+/** Table that says of which version the others are. */
+export const VERSIONS = "schema~version";
+
 /** Names that no topic's table gets, since they are ours now or will be. */
 export const RESERVED_NAMES: readonly string[] = [
   PARENT,
   DEAD_LETTERS,
-  "latest",
-  "daily",
+  LATEST,
+  DAILY,
   "status",
   "uptime",
   "incidents",
@@ -94,6 +111,11 @@ export function tableName(topic: string): string {
 /** Name of a table with its schema, quoted. */
 export function qualifiedName(table: string): string {
   return `${SCHEMA}.${quoteIdentifier(table)}`;
+}
+
+/** Name of a table's constraint. */
+export function constraintName(table: string, suffix: string): string {
+  return derivedName(table, suffix);
 }
 
 /** Name of what belongs to a table, such as an index; `~` keeps it apart from topics' tables, whose namespace it shares. */
@@ -186,15 +208,15 @@ export const COPY_ROWS_SQL = `COPY ${qualifiedName(PARENT)} (${
 }) FROM STDIN`;
 
 /**
- * Takes rows as one array a column, see {@linkcode rowArrays}, and passes over those that are there.
- *
- * `ON CONFLICT` names no target, for which the right to INSERT is enough.
+ * Takes rows as one array a column, see {@linkcode rowArrays}, passes over those that are there, and returns the
+ * identities of the others, see `rowIdentity()`.
  */
 export const INSERT_ROWS_SQL = `INSERT INTO ${qualifiedName(PARENT)} (${
   ROW_COLUMNS.map(({ name }) => quoteIdentifier(name)).join(", ")
 })
 SELECT * FROM unnest(${ROW_COLUMNS.map(({ type }, index) => `$${index + 1}::${type}[]`).join(", ")})
-ON CONFLICT DO NOTHING`;
+ON CONFLICT DO NOTHING
+RETURNING topic || '/' || (extract(epoch FROM occurred_at) * 1000000)::bigint || '/' || id AS identity`;
 
 /** Takes dead letters as one array a column, see {@linkcode deadLetterArrays}, and passes over those that are there. */
 export const INSERT_DEAD_LETTERS_SQL = `INSERT INTO ${
@@ -295,4 +317,93 @@ export function adoptSql(topic: string): string {
     } ` +
     `WHERE NOT EXISTS ( SELECT FROM ${qualifiedName(tableName(topic))} AS new ` +
     `WHERE new.occurred_at = ocurred_at AT TIME ZONE 'UTC' ) ON CONFLICT DO NOTHING`;
+}
+
+/** Version of the tables that this program makes and fills. */
+export const SCHEMA_VERSION = 2;
+
+/**
+ * Makes the table of versions: the newest row is in force. `needs` is the least version of a program that may write;
+ * those in between work, and leave columns that they do not know null.
+ */
+export function createVersionsSql(): string {
+  return `CREATE TABLE ${qualifiedName(VERSIONS)} (
+  "version" integer NOT NULL,
+  "needs" integer NOT NULL,
+  "since" timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT ${quoteIdentifier(derivedName(VERSIONS, "pkey"))} PRIMARY KEY ("version")
+)`;
+}
+
+/** Version in force: one row, or none. */
+export const FIND_VERSION_SQL = `SELECT version, needs FROM ${qualifiedName(VERSIONS)} ORDER BY version DESC LIMIT 1`;
+
+/** Puts a version in force. Parameters: version, least version of a program that may write. */
+export const SET_VERSION_SQL = `INSERT INTO ${
+  qualifiedName(VERSIONS)
+} (version, needs) VALUES ($1, $2) ON CONFLICT DO NOTHING`;
+
+/** Columns of the parent. */
+export const FIND_COLUMNS_SQL = `SELECT attname AS name FROM pg_attribute
+WHERE attrelid = '${SCHEMA}.${PARENT}'::regclass AND attnum > 0 AND NOT attisdropped`;
+
+/** Adds columns of the declaration to the parent, and so to all partitions; rows that are there have null in them. */
+export function addColumnsSql(names: readonly ColumnName[]): string {
+  const added = names.map((name) => `ADD COLUMN IF NOT EXISTS ${quoteIdentifier(name)} ${COLUMNS[name].type}`);
+  return `ALTER TABLE ${qualifiedName(PARENT)} ${added.join(", ")}`;
+}
+
+/** Whether any topic has a table: one row, or none. */
+export const FIND_PARTITION_SQL = `SELECT FROM pg_inherits WHERE inhparent = '${SCHEMA}.${PARENT}'::regclass LIMIT 1`;
+
+/** What the server has room for: its version, locks and connections, and the number of topics' tables. */
+export const FIND_LIMITS_SQL = `SELECT current_setting('max_locks_per_transaction')::integer AS locks,
+  current_setting('max_connections')::integer + current_setting('max_prepared_transactions')::integer AS transactions,
+  (SELECT count(*)::integer FROM pg_inherits JOIN pg_class AS parent ON parent.oid = inhparent
+    JOIN pg_namespace AS namespace ON namespace.oid = parent.relnamespace
+    WHERE parent.relname = '${PARENT}' AND namespace.nspname = '${SCHEMA}') AS partitions`;
+
+/** Condition that picks dead letters which were not put back. Parameters: topic and part of the reason, or null. */
+const PICK_DEAD_LETTERS_SQL = `replayed_at IS NULL AND ($1::text IS NULL OR topic = $1)
+  AND ($2::text IS NULL OR strpos(lower(reason), lower($2)) > 0)`;
+
+/** Counts dead letters by reason, most frequent first. Parameters: topic and part of the reason, or null. */
+export const COUNT_DEAD_LETTERS_SQL = `SELECT reason, count(*)::integer AS count FROM ${qualifiedName(DEAD_LETTERS)}
+WHERE ${PICK_DEAD_LETTERS_SQL} GROUP BY reason ORDER BY count DESC, reason`;
+
+/**
+ * Some dead letters, in the order of their key. Parameters: topic and part of the reason, or null; the key behind which
+ * to begin; how many at most.
+ */
+export const LIST_DEAD_LETTERS_SQL = `SELECT topic, "partition", "offset"::text,
+  (extract(epoch FROM record_timestamp) * 1000)::float8 AS timestamp, key, value, headers, reason, received_at
+FROM ${qualifiedName(DEAD_LETTERS)}
+WHERE ${PICK_DEAD_LETTERS_SQL}
+  AND (topic, "partition", "offset", record_timestamp) > ($3, $4::integer, $5::bigint, $6::timestamptz)
+ORDER BY topic, "partition", "offset", record_timestamp LIMIT $7`;
+
+/**
+ * Notes what came of dead letters that were tried again. Parameters: arrays of the key's parts, and of the new
+ * reason, null where it is a row now.
+ */
+export const MARK_DEAD_LETTERS_SQL = `UPDATE ${qualifiedName(DEAD_LETTERS)} AS letter
+SET reason = coalesce(tried.reason, letter.reason), replayed_at = CASE WHEN tried.reason IS NULL THEN now() END
+FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::timestamptz[], $5::text[])
+  AS tried (topic, "partition", "offset", record_timestamp, reason)
+WHERE letter.topic = tried.topic AND letter."partition" = tried."partition" AND letter."offset" = tried."offset"
+  AND letter.record_timestamp = tried.record_timestamp`;
+
+/** Parameters of {@linkcode MARK_DEAD_LETTERS_SQL}: messages that are rows now, and those that are not. */
+export function markArrays(
+  stored: readonly { readonly message: KafkaMessage }[],
+  failed: readonly DeadLetter[],
+): unknown[][] {
+  const tried = [...stored.map(({ message }) => ({ message, reason: null })), ...failed];
+  return [
+    tried.map(({ message }) => message.topic),
+    tried.map(({ message }) => message.partition),
+    tried.map(({ message }) => message.offset),
+    tried.map(({ message }) => isoTime(message.timestamp)),
+    tried.map(({ reason }) => reason?.replaceAll("\0", "\ufffd") ?? null),
+  ];
 }

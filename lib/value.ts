@@ -15,6 +15,8 @@ const DURATION_REGEXP = /^(?<amount>-?(?:\d+\.?\d*|\.\d+))\s*(?<unit>ms|s|m|h|d)
 const BYTES_REGEXP = /^(?<amount>\d+\.?\d*)\s*(?:(?<unit>[kmgt])(?:i?b)?|b)?$/i;
 const BYTE_UNITS = ["K", "M", "G", "T"];
 const HOST_REGEXP = /^(?:[\p{L}\p{N}_.-]+|[\da-fA-F]*:[\da-fA-F]*:[\da-fA-F:.]*(?:%\w+)?)$/u;
+/** A host with a port or an address in brackets; anything else is a host alone. */
+const HOST_PORT_REGEXP = /^(?:\[(?<bracketed>[^\]]+)\]|(?<bare>[^:]+)(?=:))(?::(?<port>\d{1,5}))?$/;
 const SERVER_REGEXP = /^(?<host>[\p{L}\p{N}_.-]+)(?::(?<port>\d{1,5}))?$/u;
 const HTTP_REGEXP = /^https?:\/\/[^/\\]/i;
 const DEFAULT_KAFKA_PORT = 9092;
@@ -157,11 +159,35 @@ export function pattern(): ParseValue<RegExp> {
   };
 }
 
-/** Parser of a host name or an IP address. */
-export function host(): ParseValue<string> {
+/** Host with the port that stands behind it, if any. */
+export interface HostPort {
+  /** Name or IP address. */
+  readonly host: string;
+  /** Port. */
+  readonly port: number | undefined;
+}
+
+/**
+ * Parser of servers: names or IP addresses, several separated by commas, each with a port if need be; an IPv6 address
+ * with a port stands in brackets.
+ *
+ * @example
+ * ```ts
+ * import assert from "node:assert/strict";
+ *
+ * assert.deepEqual(hosts()("db-1,[::1]:5433"), [{ host: "db-1", port: undefined }, { host: "::1", port: 5433 }]);
+ * ```
+ */
+export function hosts(): ParseValue<HostPort[]> {
   return (value) => {
-    if (!HOST_REGEXP.test(value)) throw new SyntaxError("expected a host name or an IP address, without port");
-    return value;
+    const expected = "expected a host name or an IP address, with :port if need be, several separated by commas";
+    return value.split(",").map((part) => {
+      const { bracketed, bare, port } = HOST_PORT_REGEXP.exec(part.trim())?.groups ?? {};
+      const host = bracketed ?? bare ?? part.trim();
+      if (!HOST_REGEXP.test(host)) throw new SyntaxError(expected);
+      if (port !== undefined && (Number(port) < 1 || Number(port) > 65_535)) throw new SyntaxError(expected);
+      return { host, port: port === undefined ? undefined : Number(port) };
+    });
   };
 }
 

@@ -1,3 +1,4 @@
+import { ConfigError } from "./error.ts";
 import type { Handled, Handling } from "./kafka.ts";
 import type { Log } from "./log.ts";
 import { decodeMetric, type KafkaMessage, MetricError } from "./metric.ts";
@@ -144,7 +145,12 @@ export class Writer {
         this.#count(rows.length, deadLetters.length, await this.#store.write({ rows, deadLetters }));
       }
       return blocked;
-    }, { what: "PostgreSQL", log: this.#log, signal: this.#signal });
+    }, {
+      what: "PostgreSQL",
+      log: this.#log,
+      signal: this.#signal,
+      isFinal: (error) => error instanceof ConfigError,
+    });
     this.#report(blocked, batch);
     for (const { topic, stored } of batch) stored.resolve(blocked.has(topic) ? "blocked" : "stored");
   }

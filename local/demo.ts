@@ -5,7 +5,7 @@ import { Command } from "commander";
 import pg from "pg";
 import { readPostgresSettings } from "../lib/config.ts";
 import { print, printError } from "../lib/log.ts";
-import { poolConfig } from "../lib/store.ts";
+import { poolConfig } from "../lib/database.ts";
 import type { Metric } from "../lib/metric.ts";
 import type { Child } from "./child.ts";
 import { formatGrid } from "./grid.ts";

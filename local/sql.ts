@@ -3,7 +3,7 @@ import pg from "pg";
 import { type PostgresSettings, readPostgresSettings } from "../lib/config.ts";
 import { ConfigError } from "../lib/error.ts";
 import { print, printError } from "../lib/log.ts";
-import { poolConfig } from "../lib/store.ts";
+import { poolConfig } from "../lib/database.ts";
 import { formatGrid } from "./grid.ts";
 import { hasPostgres, startPostgres } from "./postgres.ts";
 import { errorMessageLines, findStack, postgresVariables, STACK_FOLDER, usageExitCode } from "./stack.ts";

@@ -223,7 +223,8 @@ const INVALID_FOR_CONSUMER: Readonly<Record<string, string>> = {
   "postgres_host_none.ini":
     "Cannot find a PostgreSQL server: expected --postgres-host, POSTGRES_HOST or host of [postgres]",
   "postgres_host_url.ini":
-    "Cannot read host of [postgres] (FILE:5): expected a host name or an IP address, without port, got " +
+    "Cannot read host of [postgres] (FILE:5): expected a host name or an IP address, with :port " +
+    "if need be, several separated by commas, got " +
     "'postgres://********@db/checks'",
   "postgres_port.ini": "Cannot read port of [postgres] (FILE:6): expected a whole number from 1 to 65535, got '65536'",
   "postgres_port_text.ini":
@@ -302,7 +303,9 @@ function valueOf({ kafka, groupId, postgres, logLevel }: ConsumerConfig, section
     min_connection: postgres?.minConnection,
     max_connection: postgres?.maxConnection,
     level: logLevel,
-  }[key] ?? (section === "postgres" ? postgres?.[key as "host"] : undefined);
+    host: postgres?.servers.map(({ host }) => host).join(","),
+    port: section === "postgres" ? postgres?.servers[0]?.port : undefined,
+  }[key] ?? (section === "postgres" ? postgres?.[key as "user"] : undefined);
   return String(value ?? "");
 }
 
@@ -379,7 +382,7 @@ Deno.test("each setting's fallback in --help is what holds", async () => {
       drain_timeout: `${drainTimeoutMs / 1_000}s`,
       group_id: groupId,
       user: postgres?.user,
-      port: String(postgres?.port),
+      port: String(postgres?.servers[0]?.port),
       min_connection: String(postgres?.minConnection),
     },
     {
@@ -791,4 +794,23 @@ Deno.test("readProducerConfig() takes the spool's settings, and needs no site to
   assert.deepEqual(spool, { path: "a/b.db", maxBytes: 536_870_912, maxAgeMs: 86_400_000, sync: "full" });
   const { sites, kafka } = await producer({ args: ["--list-refused"], publish: true });
   assert.deepEqual([sites, kafka], [[], null]);
+});
+
+Deno.test("readConsumerConfig() takes several PostgreSQL servers, each with a port of its own or the common one", async () => {
+  const args = [...BROKER, ...TOPIC, "--postgres-host=db-1, db-2:5433,[::1]:5434", "--postgres-port=6000"];
+  const { postgres, effective } = await consumer({ args });
+  assert.deepEqual(postgres?.servers, [
+    { host: "db-1", port: 6000 },
+    { host: "db-2", port: 5433 },
+    { host: "::1", port: 5434 },
+  ]);
+  assert.equal(postgres.sslmode, "verify-full");
+  assert.ok(effective.some((line) => line.includes("db-1,db-2:5433,[::1]:5434")), effective.join("\n"));
+});
+
+Deno.test("readConsumerConfig() asks for no broker where no topic is read", async () => {
+  for (const task of ["--dead-letters", "--replay-dead-letters", "--rebuild-summaries"]) {
+    const { postgres } = await consumer({ args: [task, "--postgres-host=db"] });
+    assert.equal(postgres?.servers[0]?.host, "db");
+  }
 });

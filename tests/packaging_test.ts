@@ -341,8 +341,8 @@ Deno.test("docker-compose.yml's producer and consumer reach its Kafka and its Po
     assert.ok(kafka["KAFKA_ADVERTISED_LISTENERS"]!.split(",").some((listener) => listener.endsWith(`//${server}`)));
   }
   assert.deepEqual(producer.sites.map(({ name }) => name), consumer.topics.names);
-  const { host, user, password, database, sslmode } = consumer.postgres!;
-  assert.deepEqual({ host, user, password, database, sslmode }, {
+  const { servers: [server], user, password, database, sslmode } = consumer.postgres!;
+  assert.deepEqual({ host: server?.host, user, password, database, sslmode }, {
     host: "postgres",
     user: postgres["POSTGRES_USER"],
     password: postgres["POSTGRES_PASSWORD"],
@@ -377,8 +377,8 @@ Deno.test.each(PROGRAMS.map((program) => ({ program })))(
     const names = "sites" in config ? config.sites.map(({ name }) => name) : config.topics.names;
     assert.deepEqual(names, ["python", "cncf", "apache"]);
     if ("postgres" in config) {
-      const { host, password, sslmode, ca, maxConnection } = config.postgres!;
-      assert.deepEqual({ host, password, sslmode, maxConnection }, {
+      const { servers: [server], password, sslmode, ca, maxConnection } = config.postgres!;
+      assert.deepEqual({ host: server?.host, password, sslmode, maxConnection }, {
         host: "db.example.com",
         password: "s3cret",
         sslmode: "verify-ca",

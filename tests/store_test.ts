@@ -3,8 +3,10 @@ import pg from "pg";
 import type { PostgresSettings } from "../lib/config.ts";
 import { ConfigError } from "../lib/error.ts";
 import type { Log } from "../lib/log.ts";
-import { decodeMessages } from "../lib/writer.ts";
+import { decodeMessages, Writer } from "../lib/writer.ts";
 import { Store } from "../lib/store.ts";
+import { freePorts } from "../local/port.ts";
+import { startPostgres } from "../local/postgres.ts";
 import { makeDatabase, metricMessage, type TestDatabase, testStack } from "./support.ts";
 
 const SILENT: Log = { debug() {}, info() {}, warn() {}, error() {} };
@@ -12,8 +14,7 @@ const SILENT: Log = { debug() {}, info() {}, warn() {}, error() {} };
 function settings({ name }: TestDatabase, changes: Partial<PostgresSettings> = {}): PostgresSettings {
   const { host, port, user, password } = testStack().postgres;
   return {
-    host,
-    port,
+    servers: [{ host, port }],
     user,
     password,
     database: name,
@@ -122,7 +123,13 @@ Deno.test("Store works for a role that may only make the schema, and says which 
       message:
         `permission denied for table all_checks; to mend it: GRANT SELECT, INSERT ON site_checker."all_checks" TO "${role}";`,
     });
-    await admin.query(`GRANT INSERT ON site_checker.all_checks TO ${role}`);
+    await admin.query(`GRANT SELECT, INSERT ON site_checker.all_checks TO ${role}`);
+    await admin.query("ALTER TABLE site_checker.daily OWNER TO postgres");
+    await assert.rejects(store.write({ rows, deadLetters: [] }), {
+      message:
+        `permission denied for table daily; to mend it: GRANT SELECT, INSERT, UPDATE, DELETE ON site_checker."daily" TO "${role}";`,
+    });
+    await admin.query(`GRANT SELECT, INSERT, UPDATE, DELETE ON site_checker.daily TO ${role}`);
     assert.equal(await store.write({ rows, deadLetters: [] }), 0);
   } finally {
     await admin.query(`DROP OWNED BY ${role} CASCADE`);
@@ -150,4 +157,223 @@ Deno.test("Store goes on after its backends were killed", async () => {
   const { rows } = batch("a", metricMessage("a"));
   await store.write({ rows, deadLetters: [] }).catch(() => store.write({ rows, deadLetters: [] }));
   assert.deepEqual(await database.query("SELECT count(*)::int AS rows FROM site_checker.a"), [{ rows: 1 }]);
+});
+
+/** Rows, ids and dead letters that are there, and what `daily` has counted. */
+async function counts(database: TestDatabase): Promise<Record<string, number>> {
+  const [row] = await database.query<Record<string, number>>(
+    `SELECT count(*)::int AS rows, count(DISTINCT id)::int AS ids,
+    (SELECT count(*)::int FROM site_checker.dead_letters) AS letters,
+    (SELECT coalesce(sum(checks), 0)::int FROM site_checker.daily) AS checks FROM site_checker.all_checks`,
+  );
+  return row!;
+}
+
+Deno.test.each([
+  {
+    what: "a statement timeout (57014)",
+    code: "57014",
+    begin: "ALTER ROLE $role SET statement_timeout = '200ms'",
+    lock: true,
+  },
+  { what: "a lock timeout (55P03)", code: "55P03", begin: "ALTER ROLE $role SET lock_timeout = '200ms'", lock: true },
+  {
+    what: "a server that takes no writes (25006)",
+    code: "25006",
+    begin: "ALTER ROLE $role SET default_transaction_read_only = on",
+    end: "ALTER ROLE $role RESET default_transaction_read_only",
+  },
+  {
+    what: "too many connections (53300)",
+    code: "53300",
+    begin: "ALTER ROLE $role CONNECTION LIMIT 0",
+    end: "ALTER ROLE $role CONNECTION LIMIT -1",
+  },
+  {
+    what: "no space left (53100)",
+    code: "53100",
+    begin: `CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
+      $$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$;
+      CREATE TRIGGER fail BEFORE INSERT ON site_checker.a FOR EACH ROW EXECUTE FUNCTION fail()`,
+    end: "DROP TRIGGER fail ON site_checker.a",
+  },
+])("Writer waits $what out, and makes no dead letter of it", async ({ code, begin, end, lock }) => {
+  await using database = await makeDatabase();
+  const role = `role_${crypto.randomUUID().slice(0, 8)}`;
+  await database.query(`CREATE ROLE ${role} LOGIN PASSWORD 'p'`);
+  await database.query(`GRANT CREATE ON DATABASE ${database.name} TO ${role}`);
+  const reasons: string[] = [];
+  const log: Log = { ...SILENT, warn: (_, properties) => reasons.push(String(properties?.["reason"])) };
+  try {
+    {
+      await using store = await Store.open(settings(database, { user: role, password: "p" }), { log: SILENT });
+      await store.ensureTables(["a"]);
+    }
+    await using store = await Store.open(settings(database, { user: role, password: "p", minConnection: 0 }), { log });
+    await store.ensureTables(["a"]);
+    const messages = batch("a", ...Array.from({ length: 20 }, () => metricMessage("a"))).rows.map(({ message }) =>
+      message
+    );
+    await database.query(begin.replaceAll("$role", role));
+    await database.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", [role]);
+    const admin = new pg.Client({ ...testStack().postgres, database: database.name });
+    await admin.connect();
+    await admin.query("BEGIN");
+    if (lock) await admin.query("LOCK TABLE site_checker.latest");
+    const controller = new AbortController();
+    const writing = new Writer(store, { log, signal: controller.signal }).write(messages, controller.signal).stored;
+    await assert.rejects(async () => {
+      for (let i = 0; i < 3; i++) await store.write(batch("a", metricMessage("a")));
+    }, (error: unknown) => {
+      // The first ones meet connections that have just been ended.
+      return code === (error as { code: string }).code || /terminat|closed/i.test(String(error));
+    });
+    await new Promise((resolve) => setTimeout(resolve, 600));
+    await admin.query("ROLLBACK");
+    await admin.end();
+    if (end !== undefined) await database.query(end.replaceAll("$role", role));
+    assert.equal(await writing, "stored");
+    const { rows, ids, letters, checks } = await counts(database);
+    assert.deepEqual([letters, ids, checks], [0, rows, rows]);
+    assert.ok(rows! >= 20 && rows! <= 23);
+    assert.ok(reasons.length > 0);
+  } finally {
+    await database.query(`DROP OWNED BY ${role} CASCADE`);
+    await database.query(`DROP ROLE ${role}`);
+  }
+});
+
+Deno.test("Writer comes through serialization failures and deadlocks (40001, 40P01)", async () => {
+  await using database = await makeDatabase();
+  await database.query(`ALTER DATABASE ${database.name} SET default_transaction_isolation = 'serializable'`);
+  const { signal } = new AbortController();
+  await using one = await Store.open(settings(database), { log: SILENT });
+  await using two = await Store.open(settings(database), { log: SILENT });
+  const writers = [one, two].map((store) => new Writer(store, { log: SILENT, signal }));
+  for (let i = 0; i < 15; i++) {
+    const messages = batch("a", ...["a", "b", "c"].map((name) => metricMessage(name))).rows.map(({ message }) =>
+      message
+    );
+    await Promise.all([
+      writers[0]!.write(messages, signal).stored,
+      writers[1]!.write(messages.toReversed(), signal).stored,
+    ]);
+  }
+  assert.deepEqual(await counts(database), { rows: 45, ids: 45, letters: 0, checks: 45 });
+});
+
+/** Stands between store and server, and cuts a connection once a COMMIT has gone through, before the answer comes. */
+function startCuttingProxy(target: { host: string; port: number }): AsyncDisposable & { port: number; cuts: number } {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const connections = new Set<Deno.Conn>();
+  const serve = async (client: Deno.Conn) => {
+    const server = await Deno.connect({ hostname: target.host, port: target.port });
+    connections.add(client).add(server);
+    let cutting = false;
+    const close = () => [client, server].forEach((connection) => connections.delete(connection) && connection.close());
+    const forward = async (from: Deno.Conn, to: Deno.Conn, look: (text: string) => void) => {
+      const buffer = new Uint8Array(65_536);
+      for (let size; (size = await from.read(buffer)) !== null;) {
+        const bytes = buffer.subarray(0, size);
+        look(new TextDecoder("latin1").decode(bytes));
+        if (from === server && cutting) break;
+        for (let written = 0; written < size;) written += await to.write(bytes.subarray(written));
+      }
+      close();
+    };
+    await Promise.allSettled([
+      forward(client, server, (text) => {
+        if (!text.includes("COMMIT") || proxy.cuts === 0) return;
+        proxy.cuts--;
+        cutting = true;
+      }),
+      forward(server, client, () => {}),
+    ]);
+    close();
+  };
+  const serving: Promise<void>[] = [];
+  const accepting = (async () => {
+    for await (const client of listener) serving.push(serve(client));
+  })();
+  const proxy = {
+    port: listener.addr.port,
+    cuts: 0,
+    async [Symbol.asyncDispose]() {
+      listener.close();
+      for (const connection of [...connections]) connections.delete(connection) && connection.close();
+      await accepting;
+      await Promise.allSettled(serving);
+    },
+  };
+  return proxy;
+}
+
+Deno.test("Writer does nothing twice where a connection ends between COMMIT and its answer", async () => {
+  await using database = await makeDatabase();
+  await using proxy = startCuttingProxy(testStack().postgres);
+  await using store = await Store.open(
+    settings(database, { servers: [{ host: "127.0.0.1", port: proxy.port }] }),
+    { log: SILENT },
+  );
+  await store.ensureTables(["a"]);
+  const { signal } = new AbortController();
+  const writer = new Writer(store, { log: SILENT, signal });
+  for (let i = 0; i < 5; i++) {
+    const { rows: [row], deadLetters } = batch("a", metricMessage("a"), "poison");
+    proxy.cuts = i % 3;
+    assert.equal(
+      await writer.write([row!.message, ...deadLetters.map(({ message }) => ({ ...message, timestamp: i }))], signal)
+        .stored,
+      "stored",
+    );
+  }
+  assert.deepEqual(await counts(database), { rows: 5, ids: 5, letters: 5, checks: 5 });
+});
+
+Deno.test("Store uses the server that takes writes, and the next one when it goes", async () => {
+  await using database = await makeDatabase();
+  const folder = await Deno.makeTempDir({ prefix: "site_checker-second-" });
+  await Deno.chmod(folder, 0o755);
+  try {
+    const { host, port, user, password } = testStack().postgres;
+    await using second = await startPostgres({ folder, password, database: database.name });
+    const servers = [{ host, port: freePorts(1)[0]! }, { host, port }, { host: second.host, port: second.port }];
+    await database.query(`ALTER DATABASE ${database.name} SET default_transaction_read_only = on`);
+    const lines: unknown[] = [];
+    const log: Log = { ...SILENT, info: (_, properties) => lines.push(properties?.["port"]) };
+    await using store = await Store.open(settings(database, { servers }), { log });
+    await store.ensureTables(["a"]);
+    await store.write(batch("a", metricMessage("a")));
+    const elsewhere = new pg.Client({ host, port: second.port, user, password, database: database.name });
+    await elsewhere.connect();
+    assert.deepEqual((await elsewhere.query("SELECT count(*)::int AS rows FROM site_checker.a")).rows, [{ rows: 1 }]);
+    await elsewhere.end();
+    await database.query(
+      `SET default_transaction_read_only = off; ALTER DATABASE ${database.name} SET default_transaction_read_only = off`,
+    );
+    await second.stop();
+    const { signal } = new AbortController();
+    const writer = new Writer(store, { log: SILENT, signal });
+    assert.equal(
+      await writer.write(batch("a", metricMessage("a")).rows.map(({ message }) => message), signal).stored,
+      "stored",
+    );
+    assert.deepEqual(await counts(database), { rows: 1, ids: 1, letters: 0, checks: 1 });
+    assert.deepEqual(lines.filter((line) => line !== undefined), [second.port, port]);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("Store.write() splits what spans many topics, and says what to set where locks are few", async () => {
+  await using database = await makeDatabase();
+  const warnings: Record<string, unknown>[] = [];
+  await using store = await Store.open(settings(database), {
+    log: { ...SILENT, warn: (_, properties) => warnings.push(properties ?? {}) },
+  });
+  const topics = Array.from({ length: 450 }, (_, i) => `topic-${i}`);
+  await store.ensureTables(topics);
+  assert.deepEqual(warnings, []);
+  await store.write({ rows: topics.flatMap((topic) => batch(topic, metricMessage(topic)).rows), deadLetters: [] });
+  assert.deepEqual(await counts(database), { rows: 450, ids: 450, letters: 0, checks: 450 });
 });

@@ -5,7 +5,7 @@ import {
   duration,
   formatBytes,
   formatDuration,
-  host,
+  hosts,
   httpUrl,
   integer,
   pattern,
@@ -137,12 +137,18 @@ Deno.test("pattern() refuses an empty pattern, which matches everything", () => 
   assert.throws(() => pattern()(""), { message: "expected a regular expression that is not empty" });
 });
 
-Deno.test("host() takes names and addresses", () => {
-  for (const value of ["db", "db.example.com", "10.0.0.1", "::1", "fe80::1%eth0", "größe.de", "my_db"]) {
-    assert.equal(host()(value), value);
+Deno.test("hosts() takes names and addresses, several separated by commas, with and without port", () => {
+  for (const host of ["db", "db.example.com", "10.0.0.1", "::1", "fe80::1%eth0", "größe.de", "my_db"]) {
+    assert.deepEqual(hosts()(host), [{ host, port: undefined }]);
+    assert.deepEqual(hosts()(`${host.includes(":") ? `[${host}]` : host}:1`), [{ host, port: 1 }]);
   }
-  for (const value of ["", "db:5432", "postgres://db/", "a b", "db # home", "/var/run/postgresql", "a,b"]) {
-    assert.throws(() => host()(value), { message: "expected a host name or an IP address, without port" });
+  assert.deepEqual(hosts()("a,b:5433").map(({ host }) => host), ["a", "b"]);
+  for (
+    const value of ["", "a,", "db:0", "db:65536", "db:x", "postgres://db/", "a b", "db # home", "/var/run/postgresql"]
+  ) {
+    assert.throws(() => hosts()(value), {
+      message: "expected a host name or an IP address, with :port if need be, several separated by commas",
+    });
   }
 });
 

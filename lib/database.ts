@@ -1,0 +1,172 @@
+import pg from "pg";
+import type { PostgresServer, PostgresSettings } from "./config.ts";
+import { errorCode, errorMessage } from "./error.ts";
+import type { Log } from "./log.ts";
+
+/** Options of {@linkcode Database}. */
+export interface DatabaseOptions {
+  /** Where to tell of connections that break, and of another server that is used. */
+  readonly log: Log;
+}
+
+const CONNECT_TIMEOUT_MS = 10_000;
+/** A connection that nothing is heard of is asked whether it lives: a server that vanished closes none. */
+const KEEP_ALIVE_MS = 10_000;
+/** SQLSTATE of a write to a server that takes none. */
+const READ_ONLY = "25006";
+/** SQLSTATEs behind which a connection is of no more use: class 08, the server's end, a server that takes no writes. */
+const LOST_REGEXP = /^(?:08|57P0|25006$)/;
+const IS_READ_ONLY_SQL = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean AS read_only";
+
+interface Server extends PostgresServer {
+  readonly pool: pg.Pool;
+}
+
+/** Connections to the one of several servers that takes writes (libpq's `target_session_attrs=read-write`). */
+export class Database implements AsyncDisposable {
+  readonly #servers: readonly Server[];
+  readonly #log: Log;
+  /** Connections that were found to take writes. */
+  readonly #writable = new WeakSet<pg.PoolClient>();
+  #current = 0;
+
+  /** Connects when it is first used. */
+  constructor(settings: PostgresSettings, { log }: DatabaseOptions) {
+    this.#log = log;
+    this.#servers = settings.servers.map((server) => {
+      const pool = new pg.Pool(poolConfig(settings, server));
+      pool.on("error", (error) => log.debug("An idle connection ended: {reason}", { reason: errorMessage(error) }));
+      return { ...server, pool };
+    });
+  }
+
+  /** Runs one statement. */
+  query<T extends pg.QueryResultRow>(sql: string, values: unknown[] = []): Promise<pg.QueryResult<T>> {
+    return this.#use((client) => client.query<T>(sql, values));
+  }
+
+  /** Runs statements in a transaction, which is rolled back when the work throws. */
+  transaction<T>(work: (client: pg.PoolClient) => Promise<T>): Promise<T> {
+    return this.#use(async (client) => {
+      await client.query("BEGIN");
+      const result = await work(client);
+      await client.query("COMMIT");
+      return result;
+    }, "ROLLBACK");
+  }
+
+  /** Closes all connections. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all(this.#servers.map(({ pool }) => pool.end()));
+  }
+
+  /** Lends a connection; after an error that leaves it in doubt, it is not used again. */
+  async #use<T>(work: (client: pg.PoolClient) => Promise<T>, undo?: string): Promise<T> {
+    const client = await this.#connect();
+    const onError = (error: Error) => this.#log.debug("A connection broke: {reason}", { reason: errorMessage(error) });
+    client.on("error", onError);
+    let broken = true;
+    try {
+      const result = await work(client);
+      broken = false;
+      return result;
+    } catch (error) {
+      if (error instanceof pg.DatabaseError && !LOST_REGEXP.test(error.code ?? "")) {
+        // The first error is the one to tell of, also where the connection breaks over this.
+        broken = undo !== undefined && await client.query(undo).then(() => false, () => true);
+      }
+      throw error;
+    } finally {
+      client.off("error", onError);
+      client.release(broken);
+    }
+  }
+
+  /** Takes the server that was used last, else the next one that takes writes. */
+  async #connect(): Promise<pg.PoolClient> {
+    const errors: Error[] = [];
+    for (let i = 0; i < this.#servers.length; i++) {
+      const index = (this.#current + i) % this.#servers.length;
+      const { host, port, pool } = this.#servers[index]!;
+      try {
+        const client = await pool.connect();
+        if (this.#servers.length > 1) await this.#checkWritable(client);
+        if (index !== this.#current) this.#log.info("Using PostgreSQL at {host}:{port} now", { host, port });
+        this.#current = index;
+        return client;
+      } catch (error) {
+        errors.push(this.#servers.length === 1 ? error as Error : new Error(`${host}:${port}`, { cause: error }));
+      }
+    }
+    throw errors.length === 1 ? errors[0] : new AggregateError(errors, "");
+  }
+
+  async #checkWritable(client: pg.PoolClient): Promise<void> {
+    if (this.#writable.has(client)) return;
+    const onError = () => {};
+    client.on("error", onError);
+    try {
+      const { rows: [row] } = await client.query<{ read_only: boolean }>(IS_READ_ONLY_SQL);
+      if (row?.read_only) throw Object.assign(new Error("it takes no writes"), { code: READ_ONLY });
+      this.#writable.add(client);
+    } catch (error) {
+      client.release(true);
+      throw error;
+    } finally {
+      client.off("error", onError);
+    }
+  }
+}
+
+/** Errors that an error is made of: one a server, where several were tried. */
+export function eachError(error: unknown): readonly unknown[] {
+  return error instanceof AggregateError ? error.errors : [error];
+}
+
+/** Whether a statement failed because the server takes no writes at all. */
+export function isReadOnly(error: unknown): boolean {
+  return errorCode(error) === READ_ONLY;
+}
+
+/** Settings as the driver takes them. */
+export function poolConfig(
+  settings: PostgresSettings,
+  { host, port }: PostgresServer = settings.servers[0]!,
+): pg.PoolConfig {
+  const { user, password, database, minConnection, maxConnection } = settings;
+  return {
+    host,
+    port,
+    user,
+    // An empty one keeps the driver from looking for a file of passwords.
+    password: password ?? "",
+    database,
+    min: minConnection,
+    max: maxConnection,
+    ssl: sslOptions(settings),
+    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+    keepAlive: true,
+    keepAliveInitialDelayMillis: KEEP_ALIVE_MS,
+    application_name: "site_checker",
+  };
+}
+
+/**
+ * TLS as libpq's `sslmode` means it: `require` does not look at the certificate unless authorities are given, `verify-ca`
+ * looks at who issued it, `verify-full` also at the host's name.
+ *
+ * @see https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-PROTECTION
+ */
+function sslOptions({ sslmode, ca }: PostgresSettings): pg.PoolConfig["ssl"] {
+  const authorities = ca === null ? {} : { ca };
+  switch (sslmode) {
+    case "disable":
+      return false;
+    case "require":
+      return ca === null ? { rejectUnauthorized: false } : { ...authorities, checkServerIdentity: () => undefined };
+    case "verify-ca":
+      return { ...authorities, checkServerIdentity: () => undefined };
+    case "verify-full":
+      return { ...authorities };
+  }
+}
