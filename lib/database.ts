@@ -18,6 +18,14 @@ const READ_ONLY = "25006";
 const LOST_REGEXP = /^(?:08|57P0|25006$)/;
 const IS_READ_ONLY_SQL = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean AS read_only";
 
+/** What a statement gives. */
+export interface QueryResult<T> {
+  /** Rows. */
+  readonly rows: T[];
+  /** Rows that were found or changed. */
+  readonly rowCount: number | null;
+}
+
 interface Server extends PostgresServer {
   readonly pool: pg.Pool;
 }
@@ -41,7 +49,7 @@ export class Database implements AsyncDisposable {
   }
 
   /** Runs one statement. */
-  query<T extends pg.QueryResultRow>(sql: string, values: unknown[] = []): Promise<pg.QueryResult<T>> {
+  query<T extends object>(sql: string, values: unknown[] = []): Promise<QueryResult<T>> {
     return this.#use((client) => client.query<T>(sql, values));
   }
 

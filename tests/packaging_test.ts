@@ -336,7 +336,8 @@ Deno.test("docker-compose.yml's producer and consumer reach its Kafka and its Po
     assert.ok(kafka["KAFKA_ADVERTISED_LISTENERS"]!.split(",").some((listener) => listener.endsWith(`//${server}`)));
   }
   assert.deepEqual(producer.sites.map(({ name }) => name), consumer.topics.names);
-  const { host, user, password, database, sslmode } = consumer.postgres!;
+  const { servers: [server], user, password, database, sslmode } = consumer.postgres!;
+  const host = server?.host;
   assert.deepEqual({ host, user, password, database, sslmode }, {
     host: "postgres",
     user: postgres["POSTGRES_USER"],
@@ -372,7 +373,8 @@ Deno.test.each(PROGRAMS.map((program) => ({ program })))(
     const names = "sites" in config ? config.sites.map(({ name }) => name) : config.topics.names;
     assert.deepEqual(names, ["python", "cncf", "apache"]);
     if ("postgres" in config) {
-      const { host, password, sslmode, ca, maxConnection } = config.postgres!;
+      const { servers: [server], password, sslmode, ca, maxConnection } = config.postgres!;
+      const host = server?.host;
       assert.deepEqual({ host, password, sslmode, maxConnection }, {
         host: "db.example.com",
         password: "s3cret",
