@@ -1,4 +1,7 @@
-import pg from "pg";
+import { Readable } from "node:stream";
+import { pipeline } from "node:stream/promises";
+import pg, { type PoolClient } from "pg";
+import { from as copyFrom } from "pg-copy-streams";
 import type { PostgresServer, PostgresSettings } from "./config.ts";
 import { errorCode, errorMessage } from "./error.ts";
 import type { Log } from "./log.ts";
@@ -18,6 +21,60 @@ const READ_ONLY = "25006";
 const LOST_REGEXP = /^(?:08|57P0|25006$)/;
 const IS_READ_ONLY_SQL = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean AS read_only";
 
+/** One connection, within a transaction. */
+export interface Session {
+  /** Runs a statement. */
+  query<T extends object = Record<string, unknown>>(text: string, values?: readonly unknown[]): Promise<QueryResult<T>>;
+  /** Sends rows as COPY takes them. */
+  copy(statement: string, rows: string): Promise<void>;
+}
+
+/** Settings as the driver takes them; see its own documentation. */
+export interface DriverOptions {
+  /** Host. */
+  readonly host: string;
+  /** Port. */
+  readonly port: number;
+  /** Role. */
+  readonly user: string;
+  /** Password. */
+  readonly password: string;
+  /** Database. */
+  readonly database: string;
+  /** Connections kept open. */
+  readonly min: number;
+  /** Connections at most. */
+  readonly max: number;
+  /** TLS, false for none. */
+  readonly ssl: false | TlsOptions;
+  /** Longest wait for a connection, in ms. */
+  readonly connectionTimeoutMillis: number;
+  /** Whether the system looks after connections that nothing is heard of. */
+  readonly keepAlive: boolean;
+  /** When it begins to, in ms. */
+  readonly keepAliveInitialDelayMillis: number;
+  /** Name in `pg_stat_activity`. */
+  readonly application_name: string;
+}
+
+/** TLS as the driver takes it. */
+export interface TlsOptions {
+  /** Authorities in PEM. */
+  readonly ca?: string;
+  /** Whether the certificate is looked at. */
+  readonly rejectUnauthorized?: boolean;
+  /** Compares the host's name with the certificate; undefined is good. */
+  readonly checkServerIdentity?: () => undefined;
+}
+
+/** What a statement gives. */
+export interface QueryResult<T> {
+  /** Rows. */
+  readonly rows: T[];
+  /** Rows that were found or changed. */
+  readonly rowCount: number | null;
+}
+
 interface Server extends PostgresServer {
   readonly pool: pg.Pool;
 }
@@ -27,7 +84,7 @@ export class Database implements AsyncDisposable {
   readonly #servers: readonly Server[];
   readonly #log: Log;
   /** Connections that were found to take writes. */
-  readonly #writable = new WeakSet<pg.PoolClient>();
+  readonly #writable = new WeakSet<PoolClient>();
   #current = 0;
 
   /** Connects when it is first used. */
@@ -41,15 +98,15 @@ export class Database implements AsyncDisposable {
   }
 
   /** Runs one statement. */
-  query<T extends pg.QueryResultRow>(sql: string, values: unknown[] = []): Promise<pg.QueryResult<T>> {
+  query<T extends object>(sql: string, values: unknown[] = []): Promise<QueryResult<T>> {
     return this.#use((client) => client.query<T>(sql, values));
   }
 
   /** Runs statements in a transaction, which is rolled back when the work throws. */
-  transaction<T>(work: (client: pg.PoolClient) => Promise<T>): Promise<T> {
+  transaction<T>(work: (session: Session) => Promise<T>): Promise<T> {
     return this.#use(async (client) => {
       await client.query("BEGIN");
-      const result = await work(client);
+      const result = await work(createSession(client));
       await client.query("COMMIT");
       return result;
     }, "ROLLBACK");
@@ -61,7 +118,7 @@ export class Database implements AsyncDisposable {
   }
 
   /** Lends a connection; after an error that leaves it in doubt, it is not used again. */
-  async #use<T>(work: (client: pg.PoolClient) => Promise<T>, undo?: string): Promise<T> {
+  async #use<T>(work: (client: PoolClient) => Promise<T>, undo?: string): Promise<T> {
     const client = await this.#connect();
     const onError = (error: Error) => this.#log.debug("A connection broke: {reason}", { reason: errorMessage(error) });
     client.on("error", onError);
@@ -83,7 +140,7 @@ export class Database implements AsyncDisposable {
   }
 
   /** Takes the server that was used last, else the next one that takes writes. */
-  async #connect(): Promise<pg.PoolClient> {
+  async #connect(): Promise<PoolClient> {
     const errors: Error[] = [];
     for (let i = 0; i < this.#servers.length; i++) {
       const index = (this.#current + i) % this.#servers.length;
@@ -101,7 +158,7 @@ export class Database implements AsyncDisposable {
     throw errors.length === 1 ? errors[0] : new AggregateError(errors, "");
   }
 
-  async #checkWritable(client: pg.PoolClient): Promise<void> {
+  async #checkWritable(client: PoolClient): Promise<void> {
     if (this.#writable.has(client)) return;
     const onError = () => {};
     client.on("error", onError);
@@ -132,7 +189,7 @@ export function isReadOnly(error: unknown): boolean {
 export function poolConfig(
   settings: PostgresSettings,
   { host, port }: PostgresServer = settings.servers[0]!,
-): pg.PoolConfig {
+): DriverOptions {
   const { user, password, database, minConnection, maxConnection } = settings;
   return {
     host,
@@ -157,7 +214,7 @@ export function poolConfig(
  *
  * @see https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-PROTECTION
  */
-function sslOptions({ sslmode, ca }: PostgresSettings): pg.PoolConfig["ssl"] {
+function sslOptions({ sslmode, ca }: PostgresSettings): DriverOptions["ssl"] {
   const authorities = ca === null ? {} : { ca };
   switch (sslmode) {
     case "disable":
@@ -169,4 +226,11 @@ function sslOptions({ sslmode, ca }: PostgresSettings): pg.PoolConfig["ssl"] {
     case "verify-full":
       return { ...authorities };
   }
+}
+
+function createSession(client: PoolClient): Session {
+  return {
+    query: (text, values) => client.query(text, values && [...values]),
+    copy: (statement, rows) => pipeline(Readable.from([rows]), client.query(copyFrom(statement))),
+  };
 }

@@ -611,7 +611,12 @@ export class Subscriber implements AsyncDisposable {
     const consumer = this.#createConsumer();
     const ended = new AbortController();
     const over = AbortSignal.any([signal, ended.signal]);
-    const reading = new Reading(consumer, { commits: this.#commits, targets, onDone: () => ended.abort() });
+    const reading = new Reading(consumer, {
+      commits: this.#commits,
+      targets,
+      onDone: () => ended.abort(),
+      onFailed: (error) => ended.abort(error),
+    });
     consumer.on("consumer.crash", ({ payload }) => ended.abort(payload.error));
     consumer.on("consumer.group_join", ({ payload }) => {
       reading.beginGeneration();
@@ -680,6 +685,8 @@ interface ReadingOptions {
   readonly targets: Targets | undefined;
   /** Told when all of it is reached. */
   readonly onDone: () => void;
+  /** Told when what was handed over is not stored, and reading can't go on. */
+  readonly onFailed: (error: unknown) => void;
 }
 
 /** What one membership has handed over: commits it once it is stored, and reads it again where it can't be. */
@@ -718,8 +725,8 @@ class Reading {
     const { accepted, stored } = handle(toMessages(batch), signal);
     const settled = stored.then(
       (handled) => signal.aborted ? undefined : this.#settle(batch, handled),
-      // Dropped: it is read again.
-      () => {},
+      // Dropped, it is read again; else reading must not go on beyond it.
+      (error) => signal.aborted ? undefined : this.#options.onFailed(error),
     ).finally(() => this.#underWay.delete(settled));
     this.#underWay.add(settled);
     return accepted;

@@ -1,4 +1,4 @@
-import type pg from "pg";
+import type { QueryResult } from "./database.ts";
 import { ConfigError, errorCode } from "./error.ts";
 import type { Log } from "./log.ts";
 import { COLUMN_NAMES } from "./metric.ts";
@@ -67,7 +67,7 @@ interface FoundTable {
 /** Runs statements: a connection, or several. */
 export interface Queryable {
   /** Runs one. */
-  query<T extends pg.QueryResultRow>(sql: string, values?: unknown[]): Promise<pg.QueryResult<T>>;
+  query<T extends object>(sql: string, values?: unknown[]): Promise<QueryResult<T>>;
 }
 
 /** A table or view of ours whose name another one has. */

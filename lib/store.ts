@@ -1,9 +1,6 @@
-import { Readable } from "node:stream";
-import { pipeline } from "node:stream/promises";
 import pg from "pg";
-import { from as copyFrom } from "pg-copy-streams";
 import type { PostgresSettings } from "./config.ts";
-import { Database, eachError } from "./database.ts";
+import { Database, eachError, type Session } from "./database.ts";
 import { ConfigError, errorCode, errorMessage } from "./error.ts";
 import type { Log } from "./log.ts";
 import type { KafkaMessage } from "./metric.ts";
@@ -294,7 +291,7 @@ export class Store implements AsyncDisposable {
   async #copy(rows: readonly Row[], deadLetters: readonly DeadLetter[]): Promise<boolean> {
     try {
       await this.#database.transaction(async (client) => {
-        await pipeline(Readable.from([rows.map(copyLine).join("")]), client.query(copyFrom(COPY_ROWS_SQL)));
+        await client.copy(COPY_ROWS_SQL, rows.map(copyLine).join(""));
         await updateSummaries(client, rows);
         if (deadLetters.length > 0) await client.query(INSERT_DEAD_LETTERS_SQL, deadLetterArrays(deadLetters));
       });
@@ -348,7 +345,7 @@ function splitByTopics(rows: readonly Row[], maxTopics: number): (readonly Row[]
 }
 
 /** Stores those rows that are not there; halves find those that PostgreSQL refuses. */
-async function storeNew(client: pg.PoolClient, rows: readonly Row[]): Promise<{ readonly refused: DeadLetter[] }> {
+async function storeNew(client: Session, rows: readonly Row[]): Promise<{ readonly refused: DeadLetter[] }> {
   if (rows.length === 0) return { refused: [] };
   await client.query("SAVEPOINT rows");
   try {
@@ -373,7 +370,7 @@ async function storeNew(client: pg.PoolClient, rows: readonly Row[]): Promise<{ 
 }
 
 /** Brings `latest` and `daily` up to date with rows that were not there before this transaction. */
-async function updateSummaries(client: pg.PoolClient, rows: readonly Row[]): Promise<void> {
+async function updateSummaries(client: Session, rows: readonly Row[]): Promise<void> {
   const { latest, daily } = summarize(rows);
   if (latest.length === 0) return;
   const { rows: unknown } = await client.query<UnknownSince>(MERGE_LATEST_SQL, latestArrays(latest));
@@ -388,7 +385,7 @@ interface UnknownSince {
 }
 
 /** Looks up, topic by topic, since when it is what it is: only a late check makes this needed. */
-async function resolveSince(client: pg.PoolClient, unknown: readonly UnknownSince[]): Promise<void> {
+async function resolveSince(client: Session, unknown: readonly UnknownSince[]): Promise<void> {
   const byTopic = new Map<string, UnknownSince[]>();
   for (const key of unknown) {
     for (const topic of key.topics) {
