@@ -305,7 +305,10 @@ Deno.test("docker-compose.yml keeps the data in volumes, where the images have i
   assert.deepEqual(service("kafka").volumes, [`kafka-data:${service("kafka").environment?.["KAFKA_LOG_DIRS"]}`]);
   // From PostgreSQL 18 on; a volume at /var/lib/postgresql/data keeps the image from starting.
   assert.deepEqual(service("postgres").volumes, ["postgres-data:/var/lib/postgresql"]);
-  assert.deepEqual(Object.keys(compose.volumes), ["kafka-data", "postgres-data"]);
+  for (const [name, volume] of [["producer", "spool"], ["managed-producer", "managed-spool"]] as const) {
+    assert.ok(service(name).volumes?.includes(`${volume}:${workingFolder}/spool`), name);
+  }
+  assert.deepEqual(Object.keys(compose.volumes), ["kafka-data", "postgres-data", "spool", "managed-spool"]);
 });
 
 Deno.test.each(
@@ -315,7 +318,8 @@ Deno.test.each(
   const program = programOf(service(name))!;
   assert.equal(build, ".");
   commandLine(program, command.slice(1));
-  assert.deepEqual(volumes, [`./example:${workingFolder}/config:ro`]);
+  assert.equal(volumes?.[0], `./example:${workingFolder}/config:ro`);
+  assert.equal(volumes.length, program === "producer" ? 2 : 1);
   const variables = env_file === undefined ? environmentOf(service(name)) : parseEnv(await read(env_file));
   const known = variablesOf(program);
   for (const variable of Object.keys(variables)) assert.ok(known.includes(variable), variable);
@@ -338,8 +342,7 @@ Deno.test("docker-compose.yml's producer and consumer reach its Kafka and its Po
   }
   assert.deepEqual(producer.sites.map(({ name }) => name), consumer.topics.names);
   const { servers: [server], user, password, database, sslmode } = consumer.postgres!;
-  const host = server?.host;
-  assert.deepEqual({ host, user, password, database, sslmode }, {
+  assert.deepEqual({ host: server?.host, user, password, database, sslmode }, {
     host: "postgres",
     user: postgres["POSTGRES_USER"],
     password: postgres["POSTGRES_PASSWORD"],
@@ -375,8 +378,7 @@ Deno.test.each(PROGRAMS.map((program) => ({ program })))(
     assert.deepEqual(names, ["python", "cncf", "apache"]);
     if ("postgres" in config) {
       const { servers: [server], password, sslmode, ca, maxConnection } = config.postgres!;
-      const host = server?.host;
-      assert.deepEqual({ host, password, sslmode, maxConnection }, {
+      assert.deepEqual({ host: server?.host, password, sslmode, maxConnection }, {
         host: "db.example.com",
         password: "s3cret",
         sslmode: "verify-ca",
