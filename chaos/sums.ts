@@ -1,11 +1,5 @@
+import { HISTOGRAM_BOUNDS_MS } from "../lib/summary.ts";
 import type { Invariant } from "./judgement.ts";
-
-/** Bounds of the buckets of `daily.histogram`, in ms. */
-// deno-fmt-ignore
-const HISTOGRAM_BOUNDS_MS = [
-  1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1_000, 1_500, 2_000, 3_000, 5_000, 7_000,
-  10_000, 15_000, 20_000, 30_000, 50_000, 70_000,
-];
 
 const LATEST_COLUMNS =
   "name, location, verdict, since, checked_at, id, previous_at, previous_id, url, status_code, error, error_message, " +
