@@ -1,6 +1,6 @@
 import { type ConsumerConfig, readConsumerConfig } from "./lib/config.ts";
 import { listDeadLetters, replayDeadLetters } from "./lib/dead_letter.ts";
-import { type HandleMessages, Subscriber } from "./lib/kafka.ts";
+import { type HandleMessages, Subscriber } from "./lib/subscriber.ts";
 import { type Log, print } from "./lib/log.ts";
 import { type Context, runProgram } from "./lib/program.ts";
 import { afterAbort } from "./lib/schedule.ts";

@@ -1,7 +1,7 @@
 import { type CommandLine, parseCommandLine } from "./command.ts";
 import type { CommonConfig } from "./config.ts";
 import { ConfigError } from "./error.ts";
-import { GroupBusyError } from "./kafka.ts";
+import { GroupBusyError } from "./subscriber.ts";
 import { type Log, openLog, print, printError } from "./log.ts";
 import { afterAbort, whenAborted } from "./schedule.ts";
 import type { ProgramName } from "./setting.ts";

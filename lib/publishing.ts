@@ -1,6 +1,6 @@
 import type { PublishSettings } from "./config.ts";
 import { ConfigError, errorMessage } from "./error.ts";
-import { Publisher, type PublishResult } from "./kafka.ts";
+import { Publisher, type PublishResult } from "./publisher.ts";
 import type { Log } from "./log.ts";
 import { retryForever } from "./retry.ts";
 import { sleepUntilAborted, whenAborted } from "./schedule.ts";

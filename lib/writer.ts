@@ -1,5 +1,5 @@
 import { ConfigError } from "./error.ts";
-import type { Handled, Handling } from "./kafka.ts";
+import type { Handled, Handling } from "./subscriber.ts";
 import type { Log } from "./log.ts";
 import { decodeMetric, type KafkaMessage, MetricError } from "./metric.ts";
 import { retryForever } from "./retry.ts";

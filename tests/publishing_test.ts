@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { Kafka, logLevel, Partitioners, type Producer } from "kafkajs";
 import type { PublishSettings } from "../lib/config.ts";
-import { Publisher } from "../lib/kafka.ts";
+import { Publisher } from "../lib/publisher.ts";
 import type { Log } from "../lib/log.ts";
 import { Publishing } from "../lib/publishing.ts";
 import { type OutgoingMessage, retryRefused, Spool } from "../lib/spool.ts";
