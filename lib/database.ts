@@ -3,7 +3,7 @@ import { pipeline } from "node:stream/promises";
 import pg, { type PoolClient } from "pg";
 import { from as copyFrom } from "pg-copy-streams";
 import type { PostgresServer, PostgresSettings } from "./config.ts";
-import { errorCode, errorMessage } from "./error.ts";
+import { errorMessage } from "./error.ts";
 import type { Log } from "./log.ts";
 
 /** Options of {@linkcode Database}. */
@@ -178,11 +178,6 @@ export class Database implements AsyncDisposable {
 /** Errors that an error is made of: one a server, where several were tried. */
 export function eachError(error: unknown): readonly unknown[] {
   return error instanceof AggregateError ? error.errors : [error];
-}
-
-/** Whether a statement failed because the server takes no writes at all. */
-export function isReadOnly(error: unknown): boolean {
-  return errorCode(error) === READ_ONLY;
 }
 
 /** Settings as the driver takes them. */

@@ -12,7 +12,7 @@ import { retryForever } from "./retry.ts";
 import { sleepUntilAborted, whenAborted } from "./schedule.ts";
 
 /** Time after which a member that says nothing has left its group: rows move again soon after a `kill -9`. */
-export const SESSION_TIMEOUT_MS = 10_000;
+const SESSION_TIMEOUT_MS = 10_000;
 
 const HEARTBEAT_INTERVAL_MS = 2_000;
 /** What a fetch brings at most: enough for a transaction or two, and little that waits in memory. */
@@ -185,10 +185,11 @@ export class Subscriber implements AsyncDisposable {
   }
 
   async #findTopics(): Promise<string[]> {
-    const { names, patterns } = this.#topics;
+    const { patterns } = this.#topics;
+    const names = new Set(this.#topics.names);
     const existing = await this.#admin.listTopics();
     return existing.filter((topic) =>
-      names.includes(topic) || (!topic.startsWith("__") && patterns.some((pattern) => pattern.test(topic)))
+      names.has(topic) || (!topic.startsWith("__") && patterns.some((pattern) => pattern.test(topic)))
     ).sort();
   }
 
@@ -223,8 +224,9 @@ export class Subscriber implements AsyncDisposable {
       ),
     );
     const targets: Targets = new Map();
-    for (const [topic, ends] of await this.#fetchEnds(topics)) {
-      for (const { partition, low, high } of ends) {
+    const ends = await this.#askOfEach(topics, (admin, topic) => admin.fetchTopicOffsets(topic));
+    for (const [topic, partitionEnds] of ends) {
+      for (const { partition, low, high } of partitionEnds) {
         const from = offsets.get(`${topic}:${partition}`) ?? -1n;
         // Beyond the end, as after the topic was made again, reading starts over.
         const start = from < BigInt(low) || from > BigInt(high) ? BigInt(low) : from;
@@ -236,37 +238,36 @@ export class Subscriber implements AsyncDisposable {
     return targets;
   }
 
+  async #findPlace(place: OffsetPlace, topics: readonly string[]): Promise<TopicPartitionOffset[]> {
+    const places = await this.#askOfEach(topics, async (admin, topic) => {
+      if (place instanceof Date) return await admin.fetchTopicOffsetsByTimestamp(topic, place.getTime());
+      const ends = await admin.fetchTopicOffsets(topic);
+      return ends.map(({ partition, low, high }) => ({ partition, offset: place === "earliest" ? low : high }));
+    });
+    return [...places].flatMap(([topic, partitions]) =>
+      partitions.map(({ partition, offset }) => ({ topic, partition, offset }))
+    );
+  }
+
   /**
-   * First and last offsets of topics. A client asks for the metadata of all topics that it has ever asked for whenever it
+   * Asks something of each topic. A client asks for the metadata of all topics that it has ever asked for whenever it
    * asks for one more, so that one client for all of a thousand topics takes seconds.
    */
-  async #fetchEnds(
+  async #askOfEach<T>(
     topics: readonly string[],
-  ): Promise<Map<string, { partition: number; low: string; high: string }[]>> {
-    const ends = new Map<string, { partition: number; low: string; high: string }[]>();
+    ask: (admin: Admin, topic: string) => Promise<T>,
+  ): Promise<Map<string, T>> {
+    const answers = new Map<string, T>();
     for (let first = 0; first < topics.length; first += TOPICS_PER_CLIENT) {
       const admin = this.#kafka.admin({ retry: { retries: 2 } });
       await admin.connect();
       try {
-        for (const topic of topics.slice(first, first + TOPICS_PER_CLIENT)) {
-          ends.set(topic, await admin.fetchTopicOffsets(topic));
-        }
+        for (const topic of topics.slice(first, first + TOPICS_PER_CLIENT)) answers.set(topic, await ask(admin, topic));
       } finally {
         await admin.disconnect();
       }
     }
-    return ends;
-  }
-
-  async #findPlace(place: OffsetPlace, topics: readonly string[]): Promise<TopicPartitionOffset[]> {
-    const offsets: TopicPartitionOffset[] = [];
-    for (const [topic, ends] of await this.#fetchEnds(topics)) {
-      const partitions = place instanceof Date
-        ? await this.#admin.fetchTopicOffsetsByTimestamp(topic, place.getTime())
-        : ends.map(({ partition, low, high }) => ({ partition, offset: place === "earliest" ? low : high }));
-      offsets.push(...partitions.map(({ partition, offset }) => ({ topic, partition, offset })));
-    }
-    return offsets;
+    return answers;
   }
 
   /** Commits offsets as a member of the group: the client's own way takes five seconds a topic. */
