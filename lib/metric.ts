@@ -1,3 +1,4 @@
+import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
 import { isIPv4, isIPv6 } from "node:net";
 
@@ -216,7 +217,13 @@ export function encodeMetric(metric: Metric): string {
   return JSON.stringify(metric);
 }
 
-const decoder = new TextDecoder("utf-8", { fatal: true });
+const strictDecoder = new TextDecoder("utf-8", { fatal: true });
+
+/** Text of bytes; `Buffer` takes half the time, and puts U+FFFD where the strict one throws. */
+function decodeText(bytes: Uint8Array): string {
+  const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString();
+  return text.includes("\ufffd") ? strictDecoder.decode(bytes) : text;
+}
 
 /**
  * Metric in a message: one of ours, or one of the Python program's.
@@ -230,7 +237,7 @@ export function decodeMetric(message: KafkaMessage): Metric {
   if (message.value === null) throw new MetricError("expected a metric, got a message without a value");
   let value: unknown;
   try {
-    value = JSON.parse(decoder.decode(message.value));
+    value = JSON.parse(decodeText(message.value));
     if (typeof value === "string") value = JSON.parse(value);
   } catch (error) {
     throw new MetricError(error instanceof SyntaxError ? "expected JSON" : "expected text in UTF-8", { cause: error });
@@ -283,6 +290,9 @@ const JSON_TYPES: Record<Exclude<Column["type"], "jsonb">, { type: string; forma
 
 const UUID_REGEXP = /^[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}$/i;
 const TIMESTAMP_REGEXP = /^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)$/;
+/** As our producer writes it, on a day that each month has: nearly all, at a tenth of the time that a full look takes. */
+const PLAIN_TIMESTAMP_REGEXP =
+  /^(?!0000)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}Z$/;
 const PYTHON_TIMESTAMP_REGEXP = /^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,6})?$/;
 /** Date with a day that some months do not have. */
 const LATE_DAY_REGEXP = /^\d{4}-\d\d-(29|3\d)/;
@@ -293,7 +303,9 @@ const EXPECTED: Record<Column["type"], { what: string; holds: (value: unknown) =
   uuid: { what: "a UUID", holds: (value) => typeof value === "string" && UUID_REGEXP.test(value) },
   timestamptz: {
     what: "a time in ISO 8601 with a zone",
-    holds: (value) => typeof value === "string" && TIMESTAMP_REGEXP.test(value) && isTime(value),
+    holds: (value) =>
+      typeof value === "string" &&
+      (PLAIN_TIMESTAMP_REGEXP.test(value) || TIMESTAMP_REGEXP.test(value) && isTime(value)),
   },
   text: { what: "a text without NUL", holds: (value) => typeof value === "string" && !value.includes("\0") },
   inet: { what: "an IP address", holds: (value) => typeof value === "string" && isAddress(value) },
@@ -353,10 +365,21 @@ function validate(properties: Record<string, unknown>): Metric {
 
 /** The properties that are declared and no others, in the order of the columns, null for those that are missing. */
 function declaredProperties(properties: Record<string, unknown>): Record<string, unknown> {
-  const names = Object.keys(properties);
   // Nearly all messages have just these: a copy of them, made one by one, would cost more than to parse them did.
-  if (names.length === COLUMN_NAMES.length && names.every((name, i) => name === COLUMN_NAMES[i])) return properties;
+  if (isDeclared(properties)) return properties;
   return Object.fromEntries(COLUMN_NAMES.map((name) => [name, properties[name] ?? null]));
+}
+
+/** Whether an object has the declared properties and no others, in the order of the columns. */
+function isDeclared(properties: object): boolean {
+  const names = Object.keys(properties);
+  return names.length === COLUMN_NAMES.length && names.every((name, i) => name === COLUMN_NAMES[i]);
+}
+
+/** Values of a metric in the order of the columns. */
+export function metricValues(metric: Metric): unknown[] {
+  // All at once: one by one, by name, takes four times as long.
+  return isDeclared(metric) ? Object.values(metric) : COLUMN_NAMES.map((name) => metric[name]);
 }
 
 /**
