@@ -1,11 +1,15 @@
+import { createReadStream } from "node:fs";
+import { pipeline } from "node:stream/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { Command } from "commander";
 import { Kafka, logLevel, Partitioners } from "kafkajs";
-import pg from "pg";
+import type pg from "pg";
+import { from as copyFrom } from "pg-copy-streams";
 import { silenceTimeoutWarning } from "../lib/kafka.ts";
 import { print, printError } from "../lib/log.ts";
 import { decodeMetric, type KafkaMessage } from "../lib/metric.ts";
 import { COPY_ROWS_SQL, copyLine } from "../lib/table.ts";
+import { connect } from "./database.ts";
 import { createMetric } from "./metric.ts";
 import { processUsage } from "./usage.ts";
 import { formatGrid } from "../local/grid.ts";
@@ -13,8 +17,9 @@ import { startStack } from "../local/stack.ts";
 import { startTask } from "../local/task.ts";
 
 /**
- * Measures how fast the consumer moves messages into PostgreSQL, beside a plain COPY of the same rows into the same table
- * by the server itself, in one run: a ratio holds on a shared machine, a figure alone does not.
+ * Measures how fast the consumer moves messages into PostgreSQL, beside a plain COPY of the same rows into the same
+ * table, by a client over its connection and by the server itself from its disk, in one run: a ratio holds on a shared
+ * machine, a figure alone does not.
  *
  * @module
  */
@@ -26,8 +31,15 @@ interface Options {
 
 interface Figures {
   readonly topics: number;
-  readonly copyRows: number;
+  /** Rows a second of COPY by a client. */
+  readonly clientRows: number;
+  /** Rows a second of COPY by the server. */
+  readonly serverRows: number;
+  /** Rows a second of the consumer. */
   readonly rows: number;
+  /** Bytes of the write-ahead log a row, of COPY and of the consumer. */
+  readonly copyWal: number;
+  readonly wal: number;
   readonly cpuMicros: number;
   readonly rssMegabytes: number;
 }
@@ -35,6 +47,7 @@ interface Figures {
 /** A broker takes 1 MB a topic and request. */
 const PUBLISH_BATCH = 500;
 const POLL_MS = 20;
+const READ_BYTES = 256 * 1024;
 
 async function main(args: readonly string[]): Promise<void> {
   const { messages, topics } = new Command("store")
@@ -51,17 +64,29 @@ async function main(args: readonly string[]): Promise<void> {
       figures.push(await measure(stack.connection, { folder, messages, topics: count }));
     }
     print(formatGrid(
-      ["topics", "COPY, rows/s", "consumer, rows/s", "ratio", "CPU, µs/row", "RSS, MB"].map((name) => ({
-        name,
-        align: "right" as const,
-      })),
-      figures.map(({ topics, copyRows, rows, cpuMicros, rssMegabytes }) => [
+      [
+        "topics",
+        "COPY by a client, rows/s",
+        "by the server",
+        "consumer, rows/s",
+        "of the client's",
+        "of the server's",
+        "CPU, µs/row",
+        "RSS, MB",
+        "WAL, bytes/row",
+        "of COPY",
+      ].map((name) => ({ name, align: "right" as const })),
+      figures.map(({ topics, clientRows, serverRows, rows, copyWal, wal, cpuMicros, rssMegabytes }) => [
         String(topics),
-        copyRows.toFixed(0),
+        clientRows.toFixed(0),
+        serverRows.toFixed(0),
         rows.toFixed(0),
-        (rows / copyRows).toFixed(2),
+        (rows / clientRows).toFixed(2),
+        (rows / serverRows).toFixed(2),
         cpuMicros.toFixed(1),
         rssMegabytes.toFixed(0),
+        wal.toFixed(0),
+        copyWal.toFixed(0),
       ]),
     ));
   } finally {
@@ -84,14 +109,13 @@ async function measure(
   await startTask("consumer", { args, log: `${folder}/consumer.log`, env: connection }).then((child) =>
     warmUp(child, database.pool, topics)
   );
-  await database.pool.query("TRUNCATE site_checker.all_checks");
-
   printError("COPY …");
-  const copyBegun = performance.now();
-  await database.pool.query(COPY_ROWS_SQL.replace("STDIN", `'${rowFile}'`));
-  const copyRows = messages / (performance.now() - copyBegun) * 1000;
-  await database.pool.query("TRUNCATE site_checker.all_checks");
-  await database.pool.query("CHECKPOINT");
+  const byServer = () => database.pool.query(COPY_ROWS_SQL.replace("STDIN", `'${rowFile}'`));
+  // Whichever is first finds files that the server has to make; so neither counts the first time.
+  await measureCopy(database.pool, byServer);
+  const server = await measureCopy(database.pool, byServer);
+  const client = await measureCopy(database.pool, () => copyByClient(database.pool, rowFile));
+  await empty(database.pool);
 
   printError("Consumer …");
   const child = await startTask("consumer", {
@@ -100,6 +124,7 @@ async function measure(
     env: connection,
   });
   let first: number | undefined;
+  const wal = await walPosition(database.pool);
   let usage = await processUsage(child.pid);
   for (let running = true; running;) {
     running = await Promise.race([child.ended.then(() => false), delay(POLL_MS, true)]);
@@ -114,14 +139,51 @@ async function measure(
   if (counted.rows !== messages) {
     throw new Error(`Expected ${messages} rows, got ${counted.rows}:\n${await child.tail()}`);
   }
+  const walEnd = await walPosition(database.pool);
   await Deno.remove(rowFile);
   return {
     topics,
-    copyRows,
+    clientRows: messages / client.seconds,
+    serverRows: messages / server.seconds,
     rows: messages / seconds,
+    copyWal: client.walBytes / messages,
+    wal: (walEnd - wal) / messages,
     cpuMicros: (usage?.cpuSeconds ?? 0) / messages * 1e6,
     rssMegabytes: usage?.peakMegabytes ?? 0,
   };
+}
+
+async function measureCopy(
+  pool: pg.Pool,
+  copy: () => Promise<unknown>,
+): Promise<{ readonly seconds: number; readonly walBytes: number }> {
+  await empty(pool);
+  const wal = await walPosition(pool);
+  const begun = performance.now();
+  await copy();
+  const seconds = (performance.now() - begun) / 1000;
+  return { seconds, walBytes: await walPosition(pool) - wal };
+}
+
+/** Pages that are written after a checkpoint go into the write-ahead log as a whole: it counts for all alike. */
+async function empty(pool: pg.Pool): Promise<void> {
+  await pool.query("TRUNCATE site_checker.all_checks");
+  await pool.query("CHECKPOINT");
+}
+
+async function walPosition(pool: pg.Pool): Promise<number> {
+  const { rows: [row] } = await pool.query("SELECT (pg_current_wal_lsn() - '0/0')::float8 AS bytes");
+  return row.bytes;
+}
+
+/** COPY of a file through a connection, in one transaction, as `psql` does it. */
+async function copyByClient(pool: pg.Pool, file: string): Promise<void> {
+  const client = await pool.connect();
+  try {
+    await pipeline(createReadStream(file, { highWaterMark: READ_BYTES }), client.query(copyFrom(COPY_ROWS_SQL)));
+  } finally {
+    client.release();
+  }
 }
 
 /** Lets a consumer make the tables, and ends it. */
@@ -180,19 +242,6 @@ function row(topic: string, value: string): { message: KafkaMessage; metric: Ret
     headers: {},
   };
   return { message, metric: decodeMetric(message) };
-}
-
-function connect(connection: Readonly<Record<string, string>>): { readonly pool: pg.Pool } & AsyncDisposable {
-  const pool = new pg.Pool({
-    host: connection["POSTGRES_HOST"],
-    port: Number(connection["POSTGRES_PORT"]),
-    user: connection["POSTGRES_USER"],
-    password: connection["POSTGRES_PASSWORD"],
-    database: connection["POSTGRES_DATABASE"],
-    max: 2,
-  });
-  pool.on("error", () => {});
-  return { pool, [Symbol.asyncDispose]: () => pool.end() };
 }
 
 await main(Deno.args);

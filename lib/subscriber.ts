@@ -20,6 +20,11 @@ const MAX_FETCH_BYTES = 8 * 1024 * 1024;
 const MAX_FETCH_PARTITION_BYTES = 4 * 1024 * 1024;
 /** How long a broker may hold an empty fetch; stopping waits for it, and so does each change of topics. */
 const MAX_FETCH_WAIT_MS = 500;
+/**
+ * Where a partition was read to its end, the next fetch waits this long: a request names every partition, so that one a
+ * message would cost with a thousand topics more than all the rest.
+ */
+const FETCH_LINGER_MS = 50;
 /** Leaving a group takes an answer of brokers, which may be away. */
 const DISCONNECT_TIMEOUT_MS = 3_000;
 /**
@@ -343,6 +348,7 @@ export class Subscriber implements AsyncDisposable {
           // Where the next fetch begins; what is committed is another matter.
           resolveOffset(batch.lastOffset());
           await withHeartbeats(accepted, heartbeat);
+          if (batch.offsetLag() === "0") await reading.linger();
         },
       });
       running.catch(() => {});
@@ -398,6 +404,7 @@ class Reading {
   #generation = new AbortController();
   #offsets = new Map<string, TopicPartitionOffset>();
   #commit: Promise<void> | undefined;
+  #linger: Promise<void> | undefined;
 
   constructor(consumer: Consumer, options: ReadingOptions) {
     this.#consumer = consumer;
@@ -429,6 +436,13 @@ class Reading {
     ).finally(() => this.#underWay.delete(settled));
     this.#underWay.add(settled);
     return accepted;
+  }
+
+  /** Lets some messages gather; one wait for all that ask within it. */
+  linger(): Promise<void> {
+    return this.#linger ??= delay(FETCH_LINGER_MS).then(() => {
+      this.#linger = undefined;
+    });
   }
 
   /** Notes that a partition is stored up to an offset. */
