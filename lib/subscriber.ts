@@ -127,16 +127,13 @@ export class Subscriber implements AsyncDisposable {
         waiting = false;
         await this.#read({ topics, handle, signal });
       } catch (error) {
-        if (signal.aborted) break;
-        if (error instanceof ConfigError || error instanceof Deno.errors.NotCapable) throw error;
-        this.#log.warn("Reading failed, trying again: {reason}", { reason: errorMessage(error) });
-        await sleepUntilAborted(1_000, signal);
+        await this.#waitAfter(error, signal);
       }
     }
   }
 
   /**
-   * Reads from the committed offsets to the ends of the topics as they are now.
+   * Reads from the committed offsets to the ends of the topics as they are now; while brokers are away, it waits.
    *
    * @throws {GroupBusyError} when another member of the group holds partitions.
    */
@@ -144,7 +141,15 @@ export class Subscriber implements AsyncDisposable {
     const topics = await this.#reach(() => this.#findTopics(), signal);
     await this.#reach(() => this.#waitForEmptyGroup(signal), signal);
     const targets = await this.#reach(() => this.#findTargets(topics), signal);
-    if (targets.size > 0) await this.#read({ topics: [...targets.keys()], handle, signal, targets });
+    while (targets.size > 0 && !signal.aborted) {
+      try {
+        return await this.#read({ topics: [...targets.keys()], handle, signal, targets });
+      } catch (error) {
+        await this.#waitAfter(error, signal);
+        // The membership that broke still counts for a while.
+        await this.#reach(() => this.#waitForEmptyGroup(signal), signal);
+      }
+    }
   }
 
   /**
@@ -187,6 +192,16 @@ export class Subscriber implements AsyncDisposable {
       signal,
       isFinal: (error) => error instanceof ConfigError || error instanceof GroupBusyError,
     });
+  }
+
+  /** Waits a moment after a failure; one that can't pass by itself is thrown. */
+  async #waitAfter(error: unknown, signal: AbortSignal): Promise<void> {
+    if (signal.aborted) return;
+    if (error instanceof ConfigError || error instanceof GroupBusyError || error instanceof Deno.errors.NotCapable) {
+      throw error;
+    }
+    this.#log.warn("Reading failed, trying again: {reason}", { reason: errorMessage(error) });
+    await sleepUntilAborted(1_000, signal);
   }
 
   async #findTopics(): Promise<string[]> {

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { startKafka } from "../local/kafka.ts";
 import { freePorts } from "../local/port.ts";
 import {
   commitOffset,
@@ -307,6 +308,37 @@ Deno.test("consumer killed by SIGKILL loses nothing and doubles nothing", async 
     `SELECT count(*)::int AS rows, count(DISTINCT id)::int AS ids FROM site_checker."${topic}"`,
   );
   assert.deepEqual(counts, { rows: 3_000, ids: 3_000 });
+});
+
+Deno.test("consumer --once waits for a broker that goes away in the middle, and stores all", async () => {
+  const folder = await Deno.makeTempDir();
+  await using cleanUp = new AsyncDisposableStack();
+  cleanUp.defer(() => Deno.remove(folder, { recursive: true }));
+  const kafka = cleanUp.use(await startKafka({ folder }));
+  await using database = await makeDatabase();
+  const topic = uniqueName("away");
+  const publishSome = (count: number) =>
+    publish(topic, Array.from({ length: count }, () => metricMessage(topic)), kafka.bootstrapServers);
+  const args = ["--once", "--kafka-topic", topic, `--kafka-bootstrap-servers=${kafka.bootstrapServers}`];
+  await publishSome(1);
+  await runWell("consumer", [...args, ...database.flags]);
+  // More than a consumer takes into memory, so that some is not read yet when the broker goes.
+  for (let i = 0; i < 20; i++) await publishSome(1_000);
+  const blocked = database.query(
+    "BEGIN; LOCK TABLE site_checker.all_checks IN EXCLUSIVE MODE; SELECT pg_sleep(6); COMMIT",
+  );
+  await using consumer = startProgram("consumer", [...args, ...database.flags]);
+  await consumer.waitFor("Joined group");
+  await kafka.kill("SIGKILL");
+  await blocked;
+  await consumer.waitFor("trying again");
+  await kafka.start();
+  const { code, stderr } = await consumer.ended;
+  assert.equal(code, 0, stderr);
+  const [counts] = await database.query(
+    `SELECT count(*)::int AS rows, count(DISTINCT id)::int AS ids FROM site_checker."${topic}"`,
+  );
+  assert.deepEqual(counts, { rows: 20_001, ids: 20_001 });
 });
 
 Deno.test("two consumers that start at once on an empty database share the work without an error", async () => {

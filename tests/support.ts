@@ -243,8 +243,12 @@ export interface TestMessage {
 silenceTimeoutWarning();
 
 /** Publishes messages as they are, in one request. */
-export async function publish(topic: string, messages: readonly (TestMessage | string)[]): Promise<void> {
-  const kafka = new Kafka({ brokers: [testStack().kafka], logLevel: logLevel.NOTHING });
+export async function publish(
+  topic: string,
+  messages: readonly (TestMessage | string)[],
+  broker: string = testStack().kafka,
+): Promise<void> {
+  const kafka = new Kafka({ brokers: [broker], logLevel: logLevel.NOTHING });
   const admin = kafka.admin();
   await admin.connect();
   await admin.createTopics({ topics: [{ topic }] });
