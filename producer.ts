@@ -1,11 +1,10 @@
-import pLimit from "p-limit";
 import { check, createCheckClient } from "./lib/check.ts";
 import { type ProducerConfig, readProducerConfig, type Site } from "./lib/config.ts";
 import { print } from "./lib/log.ts";
 import { encodeMetric, type Metric } from "./lib/metric.ts";
 import { type Context, runProgram } from "./lib/program.ts";
 import { Publishing } from "./lib/publishing.ts";
-import { afterAbort, type Due, runSchedule } from "./lib/schedule.ts";
+import { afterAbort, type Due, runOnce, runSchedule } from "./lib/schedule.ts";
 import { listRefused, openSpool, retryRefused } from "./lib/spool.ts";
 
 /** With `--once`, checks at a time: more would take the CPU from each other and distort the times. */
@@ -48,11 +47,13 @@ async function produce({ config, commandLine, log, signal }: Context<ProducerCon
   }
 
   log.info("Checking {count} site(s)", { count: config.sites.length });
-  const checks = commandLine.once ? checkOnce(config.sites, checkSite, signal) : runSchedule(config.sites, checkSite, {
-    signal,
-    onSkipped: (name, runs) =>
-      log.warn("Left out {runs} check(s) of '{name}': the one before had not ended", { runs, name }),
-  });
+  const checks = commandLine.once
+    ? runOnce(config.sites, checkSite, { signal, atOnce: CHECKS_AT_ONCE })
+    : runSchedule([config.sites], checkSite, {
+      signal,
+      onSkipped: (name, runs) =>
+        log.warn("Left out {runs} check(s) of '{name}': the one before had not ended", { runs, name }),
+    });
   // A broker that will never let us in ends the program; one that is away does not.
   await Promise.race([checks, publishing?.failed ?? checks]);
   if (publishing === null) return 0;
@@ -80,20 +81,6 @@ function dealWithRefused(wanted: "list" | "retry", path: string): number {
     );
   }
   return 0;
-}
-
-/** Checks each site once, some at a time. */
-async function checkOnce(
-  sites: readonly Site[],
-  checkSite: (due: Due<Site>) => Promise<void>,
-  signal: AbortSignal,
-): Promise<void> {
-  const limit = pLimit(CHECKS_AT_ONCE);
-  await Promise.all(sites.map((item) =>
-    limit(async () => {
-      if (!signal.aborted) await checkSite({ item, scheduledAt: new Date() });
-    })
-  ));
 }
 
 Deno.exitCode = await runProgram("producer", Deno.args, { readConfig: readProducerConfig, run: produce });
