@@ -3,8 +3,9 @@ import { type CertificateFile, keyFits, readCertificateFile, readKeyFile } from 
 import type { CommandLine } from "./command.ts";
 import { ConfigError } from "./error.ts";
 import type { LOG_LEVELS } from "./log.ts";
-import { SETTINGS, type SPOOL_SYNCS, type SSL_MODES } from "./setting.ts";
-import { type Given, HIDDEN, type LookUpVariable, parseGiven, type SiteSection, Source } from "./source.ts";
+import { flagNames, type Setting, SETTINGS, type SPOOL_SYNCS, type SSL_MODES } from "./setting.ts";
+import { checkDefaults, SiteSource } from "./site_source.ts";
+import { type Given, HIDDEN, type LookUpVariable, parseGiven, Source } from "./source.ts";
 import { pathExists } from "./text_file.ts";
 import { checkTopicName, parseTopics } from "./topic.ts";
 import { formatBytes, formatDuration, type HostPort } from "./value.ts";
@@ -25,6 +26,8 @@ export interface Site {
   readonly intervalMs: number;
   /** Time that a check may take, in ms. */
   readonly timeoutMs: number;
+  /** What is known of it, by key; null where that is nothing. */
+  readonly tags: Readonly<Record<string, string>> | null;
 }
 
 /** TLS towards a server; all in PEM. */
@@ -164,7 +167,6 @@ const DEFAULT_TLS_FILES = {
   ssl_certfile: "./service.cert",
   ssl_keyfile: "./service.key",
 } as const;
-const DEFAULT_INTERVAL_MS = 20_000;
 const DEFAULT_TIMEOUT_MS = 10_000;
 /** A timeout equal to the interval would make a site that hangs miss every second check. */
 const DEFAULT_TIMEOUT_SHARE = 0.8;
@@ -275,7 +277,14 @@ export interface ReadPostgresSettingsOptions extends ReadConfigOptions {
 export async function readPostgresSettings(
   { configPath, env = Deno.env.get }: ReadPostgresSettingsOptions = {},
 ): Promise<PostgresSettings> {
-  const none = { flags: new Map<string, string>(), topics: [], once: false, dryRun: false, checkConfig: false };
+  const none = {
+    flags: new Map<string, string>(),
+    lists: new Map(),
+    topics: [],
+    once: false,
+    dryRun: false,
+    checkConfig: false,
+  };
   return await readPostgres(await Source.open({ ...none, configPath }, env));
 }
 
@@ -287,11 +296,13 @@ function readCommon(source: Source): CommonConfig {
 
 /** The site of a URL by flag or variable alone, else those of the file. */
 function readSites(source: Source): Site[] {
+  checkDefaults(source);
   const { url } = SETTINGS.website;
   const given = source.flag("url", url) ?? source.variable("url", url);
-  if (given !== undefined) return [readSingleSite(source, given)];
-  const alone = ["name", "regex"].find((flag) => source.commandLine.flags.has(flag));
-  if (alone !== undefined) throw new ConfigError(`Cannot use --${alone}: expected --url or URL beside it`);
+  if (given !== undefined) {
+    return [createSite(new SiteSource(source, { name: nameOf(source, given), section: undefined }))];
+  }
+  refuseLoneFlags(source);
   const sections = source.siteSections();
   if (sections.length === 0) {
     throw new ConfigError(
@@ -299,69 +310,69 @@ function readSites(source: Source): Site[] {
         source.filePath,
     );
   }
-  return sections.map((section) => readSiteOfFile(source, section));
+  const sites: Site[] = [];
+  for (const { name, origin, section } of sections) {
+    if (source.siteEntry(section, "url", url) === undefined) {
+      throw new ConfigError(`Cannot read website '${name}' (${origin}): expected url = https://…, got none`);
+    }
+    sites.push(createSite(new SiteSource(source, { name, section })));
+  }
+  return sites;
 }
 
-function readSingleSite(source: Source, url: Given): Site {
+/** Name of the site that is given by its address. */
+function nameOf(source: Source, url: Given): string {
   const target = parseGiven(SETTINGS.website.url, url, "url");
   const given = source.flagOrVariable("name");
   const name = given?.text ?? target.hostname.replace(/^\[|\]$/g, "").replaceAll(":", "-");
   checkTopicName(name, `name of website '${name}'`, given?.origin ?? `host of ${url.origin}; --name sets another`);
-  const from = (key: "regex" | "interval" | "timeout") =>
-    source.flag(key, SETTINGS.website[key]) ?? source.variable(key, SETTINGS.website[key]);
-  return createSite(source, { name, url, regex: from("regex"), interval: from("interval"), timeout: from("timeout") });
+  return name;
 }
 
-function readSiteOfFile(source: Source, { name, origin, section }: SiteSection): Site {
-  const { url, regex, interval, timeout } = SETTINGS.website;
-  const givenUrl = source.entry(section, "url", url);
-  if (givenUrl === undefined) {
-    throw new ConfigError(`Cannot read website '${name}' (${origin}): expected url = https://…, got none`);
-  }
-  return createSite(source, {
-    name,
-    url: givenUrl,
-    regex: source.entry(section, "regex", regex),
-    // INTERVAL counts only beside a URL: it would change every site of the file without anyone having asked for it.
-    interval: source.flag("interval", interval) ?? source.entry(section, "interval", interval),
-    timeout: source.flag("timeout", timeout) ?? source.variable("timeout", timeout) ??
-      source.entry(section, "timeout", timeout),
-  });
+/** Refuses flags that are about one site, where there is none. */
+function refuseLoneFlags({ commandLine: { flags, lists } }: Source): void {
+  const known = Object.entries<Setting<unknown>>(SETTINGS.website).filter(([, { everySite }]) =>
+    everySite === undefined
+  )
+    .flatMap(([key, setting]) => flagNames(key, setting));
+  const alone = ["name", ...known].find((flag) => flags.has(flag) || lists.has(flag));
+  if (alone !== undefined) throw new ConfigError(`Cannot use --${alone}: expected --url or URL beside it`);
 }
 
-interface GivenSite {
-  readonly name: string;
-  readonly url: Given;
-  readonly regex: Given | undefined;
-  readonly interval: Given | undefined;
-  readonly timeout: Given | undefined;
-}
-
-function createSite(source: Source, { name, url, regex, interval, timeout }: GivenSite): Site {
-  const settings = SETTINGS.website;
-  const label = (key: string) => `${key} of website '${name}'`;
-  const target = parseGiven(settings.url, url, label("url"));
-  const pattern = regex === undefined ? null : parseGiven(settings.regex, regex, label("regex"));
-  const intervalMs = interval === undefined
-    ? DEFAULT_INTERVAL_MS
-    : parseGiven(settings.interval, interval, label("interval"));
-  const timeoutMs = timeout === undefined
-    ? Math.min(DEFAULT_TIMEOUT_MS, Math.floor(intervalMs * DEFAULT_TIMEOUT_SHARE))
-    : parseGiven(settings.timeout, timeout, label("timeout"));
-  if (timeoutMs > intervalMs && !source.commandLine.once) {
-    source.warnings.push(
-      `timeout of website '${name}' (${formatDuration(timeoutMs)}) is longer than its interval ` +
+function createSite(site: SiteSource): Site {
+  const url = site.take("url")!;
+  const { address, authorization } = splitCredentials(url);
+  site.show("url", authorization === null ? address : address.replace("://", `://${HIDDEN}@`));
+  const pattern = site.take("regex") ?? null;
+  const intervalMs = site.take("interval");
+  site.show("interval", formatDuration(intervalMs));
+  const timeoutMs = site.take("timeout") ??
+    Math.min(DEFAULT_TIMEOUT_MS, Math.floor(intervalMs * DEFAULT_TIMEOUT_SHARE));
+  site.show("timeout", formatDuration(timeoutMs));
+  if (timeoutMs > intervalMs && !site.once) {
+    site.warn(
+      `timeout of website '${site.name}' (${formatDuration(timeoutMs)}) is longer than its interval ` +
         `(${formatDuration(intervalMs)}): while it hangs, checks are left out`,
     );
   }
-  const { address, authorization } = splitCredentials(target);
-  const section = `website_${name}` as const;
-  const shownUrl = authorization === null ? address : address.replace("://", `://${HIDDEN}@`);
-  source.show(section, "url", { value: shownUrl, origin: url.origin });
-  if (regex !== undefined) source.show(section, "regex", { value: regex.text, origin: regex.origin });
-  source.show(section, "interval", { value: formatDuration(intervalMs), origin: interval?.origin ?? "default" });
-  source.show(section, "timeout", { value: formatDuration(timeoutMs), origin: timeout?.origin ?? "default" });
-  return { name, url: address, authorization, regex: regex?.text ?? null, pattern, intervalMs, timeoutMs };
+  return {
+    name: site.name,
+    url: address,
+    authorization,
+    regex: site.text("regex") ?? null,
+    pattern,
+    intervalMs,
+    timeoutMs,
+    tags: readTags(site),
+  };
+}
+
+/** Tags by key. */
+function readTags(site: SiteSource): Record<string, string> | null {
+  const pairs = site.take("tags");
+  const twin = pairs.find(([key], index) => pairs.findIndex(([other]) => other === key) < index);
+  if (twin !== undefined) throw site.refuse("tags", `expected each key once, got '${twin[0]}' twice`);
+  return pairs.length === 0 ? null : Object.fromEntries(pairs);
 }
 
 function splitCredentials(url: URL): { address: string; authorization: string | null } {

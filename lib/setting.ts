@@ -1,11 +1,13 @@
 import { LOG_LEVELS } from "./log.ts";
 import {
+  anyText,
   byteSize,
   choice,
   duration,
   hosts,
   httpUrl,
   integer,
+  pair,
   type ParseValue,
   pattern,
   retention,
@@ -34,6 +36,29 @@ export interface Setting<T> {
   readonly aliases?: readonly string[];
   /** What of its value must never be shown: all of it, or the user and password that an address may hold. */
   readonly secret?: "value" | "credentials";
+  /** False where it has no environment variable. Default: true. */
+  readonly variable?: boolean;
+  /**
+   * Of a site's setting: whether the flag, or the variable too, counts for every site of the file. Default: they count
+   * for the one site that `--url` or `URL` gives, and the flag is refused without.
+   */
+  readonly everySite?: "flag" | "flag and variable";
+  /** Whether it takes several values: one a line in the file, one a flag on the command line. Default: false. */
+  readonly several?: boolean;
+  /** Value where it is not set, if that is always the same; `fallback` is its text then. */
+  readonly initial?: T;
+}
+
+/** Setting whose fallback is a value of its own. */
+export interface FixedSetting<T> extends Setting<T> {
+  /** Value where it is not set. */
+  readonly initial: T;
+}
+
+/** Setting that takes several values. */
+export interface ListSetting<T> extends Setting<T> {
+  /** It takes several. */
+  readonly several: true;
 }
 
 const BOTH: readonly ProgramName[] = ["producer", "consumer"];
@@ -69,7 +94,7 @@ export const SETTINGS = {
       fallback: "none",
       programs: ["producer"],
     }),
-    interval: setting({
+    interval: fixed({
       parse: duration({ minMs: 100, maxMs: 20 * DAY_MS }),
       flag: "interval",
       placeholder: "duration",
@@ -77,6 +102,7 @@ export const SETTINGS = {
       fallback: "20s",
       programs: ["producer"],
       aliases: ["pooling_interval"],
+      everySite: "flag",
     }),
     timeout: setting({
       parse: duration({ minMs: 1, maxMs: 60 * MINUTE_MS }),
@@ -85,6 +111,16 @@ export const SETTINGS = {
       meaning: "time that one check may take, redirects and body included",
       fallback: "10s, or 0.8 of the interval where that is less",
       programs: ["producer"],
+      everySite: "flag and variable",
+    }),
+    tags: list({
+      parse: pair("="),
+      flag: "tag",
+      placeholder: "key=value",
+      meaning: "what is known of the site, kept with each result",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
     }),
   },
   kafka: {
@@ -181,7 +217,7 @@ export const SETTINGS = {
       programs: ["consumer"],
     }),
     password: setting({
-      parse: (value: string) => value,
+      parse: anyText(),
       flag: "postgres-password",
       placeholder: "password",
       meaning: "its password (better by environment or file: other users of a machine see flags)",
@@ -310,11 +346,35 @@ export function flagNames(key: string, { flag, aliases = [] }: Setting<unknown>)
   return [flag, ...aliases.map((alias) => prefix + alias.replaceAll("_", "-"))];
 }
 
+/** Environment variables of a setting, those of its aliases behind it. */
+export function variableNames(key: string, setting: Setting<unknown>): string[] {
+  return setting.variable === false ? [] : flagNames(key, setting).map(environmentName);
+}
+
 /** Environment variable of a flag: `kafka-group-id` → `KAFKA_GROUP_ID`. */
 export function environmentName(flag: string): string {
   return flag.replaceAll("-", "_").toUpperCase();
 }
 
+/** What a site's setting gives: several values, one, or undefined where it is not set. */
+export type SiteValue<K extends SiteKey> = typeof SETTINGS.website[K] extends ListSetting<infer T> ? readonly T[]
+  : typeof SETTINGS.website[K] extends FixedSetting<infer T> ? T
+  : typeof SETTINGS.website[K] extends Setting<infer T> ? T | undefined
+  : never;
+
+/** Key of a `[website_NAME]`. */
+export type SiteKey = keyof typeof SETTINGS.website;
+
 function setting<T>(setting: Setting<T>): Setting<T> {
   return setting;
+}
+
+/** A setting whose fallback is text of a value, such as `20s`. */
+function fixed<T>(setting: Setting<T>): FixedSetting<T> {
+  return { ...setting, initial: setting.parse(setting.fallback) };
+}
+
+/** A setting that takes several values, see {@linkcode Setting.several}. */
+function list<T>(setting: Setting<T>): ListSetting<T> {
+  return { ...setting, several: true };
 }

@@ -80,7 +80,7 @@ export function judge(
     failed: failed.length === 0
       ? null
       : failed.map(({ expectation, expected, actual }) => ({ expectation, expected, actual })),
-    tags: null,
+    tags: site.tags,
     excerpt: null,
   };
 }

@@ -26,6 +26,7 @@ function siteOf(url: string, { regex = null, ...settings }: Partial<Site> = {}):
     pattern: regex === null ? null : compilePattern(regex),
     intervalMs: 60_000,
     timeoutMs: 5_000,
+    tags: null,
     ...settings,
   };
 }

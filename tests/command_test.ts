@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { type CommandLine, parseCommandLine } from "../lib/command.ts";
-import { SETTINGS } from "../lib/setting.ts";
+import { type Setting, SETTINGS } from "../lib/setting.ts";
 import { runProgram } from "./support.ts";
 
 function parse(program: "producer" | "consumer", ...args: string[]): CommandLine {
@@ -12,6 +12,7 @@ function parse(program: "producer" | "consumer", ...args: string[]): CommandLine
 Deno.test("parseCommandLine() finds nothing in nothing", () => {
   assert.deepEqual(parse("producer"), {
     flags: new Map(),
+    lists: new Map(),
     topics: [],
     configPath: undefined,
     once: false,
@@ -52,8 +53,11 @@ Deno.test("parseCommandLine() gathers --kafka-topic", () => {
 
 Deno.test("parseCommandLine() has a flag for each setting of the program", () => {
   for (const section of Object.values(SETTINGS)) {
-    for (const { flag, programs } of Object.values(section)) {
-      for (const program of programs) assert.equal(parse(program, `--${flag}=x`).flags.get(flag), "x");
+    for (const { flag, programs, several } of Object.values<Setting<unknown>>(section)) {
+      for (const program of programs) {
+        const { flags, lists } = parse(program, `--${flag}=x`);
+        assert.deepEqual(several ? lists.get(flag) : flags.get(flag), several ? ["x"] : "x");
+      }
     }
   }
 });

@@ -5,7 +5,7 @@ import { REPOSITORY } from "../local/repository.ts";
 import { parseCommandLine } from "../lib/command.ts";
 import { type ConsumerConfig, type ProducerConfig, readConsumerConfig, readProducerConfig } from "../lib/config.ts";
 import { ConfigError } from "../lib/error.ts";
-import { environmentName, flagNames, type Setting, SETTINGS } from "../lib/setting.ts";
+import { environmentName, type Setting, SETTINGS, variableNames } from "../lib/setting.ts";
 import { temporaryFile } from "./support.ts";
 
 /** What a test sets. */
@@ -81,8 +81,9 @@ async function makeCertificates(): Promise<{ readonly path: string } & AsyncDisp
 
 // Invalid files
 
-const WEBSITE_KEYS = "expected one of url, regex, interval, pooling_interval, timeout";
-const SECTIONS = "expected [website_NAME] or one of [kafka], [postgres], [producer], [log]";
+const KEYS = Object.entries<Setting<unknown>>(SETTINGS.website).flatMap(([key, { aliases = [] }]) => [key, ...aliases]);
+const WEBSITE_KEYS = `expected one of ${KEYS.join(", ")}`;
+const SECTIONS = "expected [website_NAME] or one of [defaults], [kafka], [postgres], [producer], [log]";
 const TOPIC_NAME = "expected 1 to 249 letters, digits, dots, dashes and underscores, as Kafka takes for a topic";
 const TWICE_READ = "which JavaScript and Python read differently";
 const SERVER_LIST = "expected host:port with a name or IPv4 address, several separated by commas";
@@ -101,6 +102,11 @@ const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
   "section_swallowed.ini":
     "Cannot read key 'url' of [website_apache] (FILE:2): an indented line continues its value, and one that follows it is " +
     "a section or key of its own: expected no space before '[website_nginx]'",
+  "section_typo_defaults.ini": `Cannot read section [default] (FILE:1): ${SECTIONS}; did you mean [defaults]?`,
+  "defaults_url.ini": `Cannot read key 'url' of [defaults] (FILE:2): ${WEBSITE_KEYS.replace(" url,", "")}`,
+  "defaults_bad.ini": "Cannot read interval of [defaults] (FILE:2): expected a duration such as 10s, got 'often'",
+  "tag_bad.ini": "Cannot read tags of website 'apache' (FILE:7): expected key = value, got 'production'",
+  "tag_twice.ini": "Cannot use tags of [defaults] (FILE:2): expected each key once, got 'team' twice",
   "key_typo.ini": `Cannot read key 'pooling_intreval' of [website_apache] (FILE:3): ${WEBSITE_KEYS}; ` +
     "did you mean pooling_interval?",
   "key_far.ini": `Cannot read key 'colour' of [website_apache] (FILE:3): ${WEBSITE_KEYS}`,
@@ -412,6 +418,7 @@ Deno.test.each([{ args: ["--url", "https://a.org/"] }, { env: { URL: "https://a.
       pattern: null,
       intervalMs: 20_000,
       timeoutMs: 10_000,
+      tags: null,
     }]);
     assert.deepEqual(kafka, {
       bootstrapServers: ["broker:1"],
@@ -433,6 +440,7 @@ Deno.test("readProducerConfig() takes NAME, REGEX and INTERVAL beside a URL, fla
     pattern: /r/i,
     intervalMs: 5_000,
     timeoutMs: 2_000,
+    tags: null,
   });
   const args = ["--url=http://flag/", "--name=m", "--regex=s", "--pooling-interval=6", "--timeout=1"];
   const [other] = (await producer({ env, args })).sites;
@@ -448,7 +456,7 @@ Deno.test("readProducerConfig() leaves NAME, REGEX and INTERVAL alone without a 
   assert.deepEqual(sites.map(({ name, regex, intervalMs }) => [name, regex, intervalMs]), [["apache", null, 20_000]]);
 });
 
-Deno.test.each(["name", "regex"])("readProducerConfig() refuses --%s without a URL", async (flag) => {
+Deno.test.each(["name", "regex", "tag"])("readProducerConfig() refuses --%s without a URL", async (flag) => {
   await assert.rejects(producer({ args: [`--${flag}=a`], file: SITE }), {
     message: `Cannot use --${flag}: expected --url or URL beside it`,
   });
@@ -481,6 +489,68 @@ Deno.test("readProducerConfig() refuses an empty flag", async () => {
   });
   await assert.rejects(producer({ args: ["--config-path="] }), {
     message: "Cannot read configuration file '': expected the path of a file, got an empty one",
+  });
+});
+
+// What holds for all sites
+
+const DEFAULTS = `[DEFAULT]
+regex = a
+timeout = 4
+
+[defaults]
+pooling_interval = 30
+timeout = 3
+tags = team = web
+  # where it runs
+  stage = a = b
+
+[website_common]
+url = http://a/
+
+[website_own]
+url = http://b/
+regex = b
+interval = 10
+timeout =
+tags =
+  team=shop
+`;
+
+Deno.test("[defaults] holds for each site that does not say otherwise, and [DEFAULT] behind it", async () => {
+  const { sites, effective } = await producer({ file: DEFAULTS });
+  const [common, own] = sites;
+  assert.deepEqual([common?.regex, common?.intervalMs, common?.timeoutMs], ["a", 30_000, 3_000]);
+  assert.deepEqual(common?.tags, { team: "web", stage: "a = b" });
+  assert.deepEqual([own?.regex, own?.intervalMs], ["b", 10_000]);
+  assert.equal(own?.timeoutMs, 8_000, "an empty value takes back what [defaults] and [DEFAULT] say");
+  assert.deepEqual(own.tags, { team: "shop" });
+  const shown = effective.map((line) => line.replace(/ +; (?:.*config\.ini)?/, " ; "));
+  assert.deepEqual(shown.slice(0, shown.indexOf("")), [
+    "[website_common]",
+    "url = http://a/ ; :13",
+    "regex = a ; :2",
+    "interval = 30s ; :6",
+    "timeout = 3s ; :7",
+    "tags = team = web\n  stage = a = b ; :8",
+  ]);
+});
+
+Deno.test("[defaults] holds for the site of --url, and [DEFAULT] does not", async () => {
+  const [site] = (await producer({ args: ["--url=http://c/", "--tag=a=b", "--tag", "c = d"], file: DEFAULTS })).sites;
+  assert.deepEqual([site?.regex, site?.intervalMs, site?.timeoutMs], [null, 30_000, 3_000]);
+  assert.deepEqual(site?.tags, { a: "b", c: "d" });
+});
+
+Deno.test("[defaults] gives way to flags and variables", async () => {
+  const given = { args: ["--interval=7"], env: { TIMEOUT: "2" }, file: DEFAULTS };
+  const times = (await producer(given)).sites.map(({ intervalMs, timeoutMs }) => [intervalMs, timeoutMs]);
+  assert.deepEqual(times, [[7_000, 2_000], [7_000, 2_000]]);
+});
+
+Deno.test("a flag that may be repeated says which of its values is wrong", async () => {
+  await assert.rejects(producer({ args: ["--url=http://a/", "--tag=a=b", "--tag=c"] }), {
+    message: "Cannot read tags of website 'a' (--tag): expected key = value, got 'c'",
   });
 });
 
@@ -756,7 +826,7 @@ Deno.test("the tasks allow the variable of each flag, and no other", async () =>
   for (const program of ["producer", "consumer"] as const) {
     const settings = Object.values(SETTINGS).flatMap((section) => Object.entries<Setting<unknown>>(section));
     const names = settings.filter(([, { programs }]) => programs.includes(program))
-      .flatMap(([key, setting]) => flagNames(key, setting).map(environmentName));
+      .flatMap(([key, setting]) => variableNames(key, setting));
     const allowed = /--allow-env=(\S+)/.exec(project.tasks[program].command)?.[1]?.split(",") ?? [];
     assert.deepEqual(allowed.toSorted(), [...names, ...own[program]].toSorted());
   }
