@@ -6,12 +6,14 @@ import type { LOG_LEVELS } from "./log.ts";
 import { flagNames, type Setting, SETTINGS, type SPOOL_SYNCS, type SSL_MODES } from "./setting.ts";
 import { checkDefaults, SiteSource } from "./site_source.ts";
 import { type Given, HIDDEN, type LookUpVariable, parseGiven, Source } from "./source.ts";
+import type { SlotLimits } from "./slots.ts";
 import { pathExists } from "./text_file.ts";
+import { readTiming, type Timing } from "./timing.ts";
 import { checkTopicName, parseTopics } from "./topic.ts";
 import { formatBytes, formatDuration, type HostPort } from "./value.ts";
 
 /** A site to check. */
-export interface Site {
+export interface Site extends Timing {
   /** Name, which is also the topic's and (nearly always) the table's. */
   readonly name: string;
   /** Address, without user and password. */
@@ -22,8 +24,6 @@ export interface Site {
   readonly regex: string | null;
   /** Pattern, compiled. */
   readonly pattern: RegExp | null;
-  /** Time from start to start, in ms. */
-  readonly intervalMs: number;
   /** Time that a check may take, in ms. */
   readonly timeoutMs: number;
   /** What is known of it, by key; null where that is nothing. */
@@ -132,6 +132,8 @@ export interface ProducerConfig extends CommonConfig {
   readonly kafka: PublishSettings | null;
   /** Where results wait until Kafka has them. */
   readonly spool: SpoolSettings;
+  /** Checks in flight. */
+  readonly slots: SlotLimits;
   /** With `--once`: time until Kafka must have all, in ms. */
   readonly drainTimeoutMs: number;
 }
@@ -170,6 +172,10 @@ const DEFAULT_TLS_FILES = {
 const DEFAULT_TIMEOUT_MS = 10_000;
 /** A timeout equal to the interval would make a site that hangs miss every second check. */
 const DEFAULT_TIMEOUT_SHARE = 0.8;
+const DEFAULT_MAX_CHECKS = 1_000;
+/** All sites at once: more would take the CPU from each other and distort the times. */
+const DEFAULT_MAX_CHECKS_ONCE = 50;
+const DEFAULT_MAX_CHECKS_PER_HOST = 100;
 const DEFAULT_DRAIN_TIMEOUT_MS = 30_000;
 const DEFAULT_SPOOL = { path: "./spool/site_checker.db", maxBytes: 1024 ** 3, maxAgeMs: 7 * 24 * 3_600_000 } as const;
 const DEFAULT_GROUP_ID = "site_checker";
@@ -188,10 +194,11 @@ export async function readProducerConfig(
   // What was set aside is dealt with by itself.
   const sites = commandLine.refused === undefined ? readSites(source) : [];
   const kafka = commandLine.dryRun || commandLine.refused !== undefined ? null : await readPublish(source);
+  const slots = readSlots(source);
   const spool = readSpool(source);
   const drainTimeoutMs = source.take("producer", "drain_timeout") ?? DEFAULT_DRAIN_TIMEOUT_MS;
   source.show("producer", "drain_timeout", { value: formatDuration(drainTimeoutMs) });
-  return { sites, kafka, spool, drainTimeoutMs, ...readCommon(source) };
+  return { sites, kafka, slots, spool, drainTimeoutMs, ...readCommon(source) };
 }
 
 async function readPublish(source: Source): Promise<PublishSettings> {
@@ -210,6 +217,15 @@ async function readPublish(source: Source): Promise<PublishSettings> {
     source.show("kafka", "retention", { value: retentionMs === -1 ? "forever" : formatDuration(retentionMs) });
   }
   return { ...kafka, sharedTopic, newTopics: { partitions, replicationFactor, retentionMs } };
+}
+
+function readSlots(source: Source): SlotLimits {
+  const max = source.take("producer", "max_checks") ??
+    (source.commandLine.once ? DEFAULT_MAX_CHECKS_ONCE : DEFAULT_MAX_CHECKS);
+  const maxPerHost = source.take("producer", "max_checks_per_host") ?? DEFAULT_MAX_CHECKS_PER_HOST;
+  source.show("producer", "max_checks", { value: String(max) });
+  source.show("producer", "max_checks_per_host", { value: String(maxPerHost) });
+  return { max, maxPerHost };
 }
 
 function readSpool(source: Source): SpoolSettings {
@@ -344,8 +360,8 @@ function createSite(site: SiteSource): Site {
   const { address, authorization } = splitCredentials(url);
   site.show("url", authorization === null ? address : address.replace("://", `://${HIDDEN}@`));
   const pattern = site.take("regex") ?? null;
-  const intervalMs = site.take("interval");
-  site.show("interval", formatDuration(intervalMs));
+  const timing = readTiming(site);
+  const intervalMs = timing.cron === null ? timing.intervalMs : Infinity;
   const timeoutMs = site.take("timeout") ??
     Math.min(DEFAULT_TIMEOUT_MS, Math.floor(intervalMs * DEFAULT_TIMEOUT_SHARE));
   site.show("timeout", formatDuration(timeoutMs));
@@ -361,7 +377,7 @@ function createSite(site: SiteSource): Site {
     authorization,
     regex: site.text("regex") ?? null,
     pattern,
-    intervalMs,
+    ...timing,
     timeoutMs,
     tags: readTags(site),
   };

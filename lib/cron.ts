@@ -1,4 +1,5 @@
 import { Cron } from "croner";
+import { parser, type ParseValue } from "./value.ts";
 
 /** Times of day, week or year. */
 export interface CronTimes {
@@ -37,10 +38,22 @@ export function cronTimes(expression: string, timeZone: string = "UTC"): CronTim
   return { expression: expression.trim(), timeZone, next };
 }
 
-/** Checks the name of a time zone. @throws {RangeError} */
-export function checkTimeZone(timeZone: string): string {
+/** Parser of a cron expression, see {@linkcode cronTimes}. Value: the expression. */
+export function cronExpression(): ParseValue<string> {
+  return parser("cron expression", (text) => cronTimes(text).expression);
+}
+
+/** Parser of the IANA name of a time zone. */
+export function timeZone(): ParseValue<string> {
+  return parser("time zone (IANA)", (text) => {
+    checkTimeZone(text);
+    return text;
+  });
+}
+
+function checkTimeZone(timeZone: string): void {
   try {
-    return new Intl.DateTimeFormat("en", { timeZone }).resolvedOptions().timeZone;
+    new Intl.DateTimeFormat("en", { timeZone });
   } catch {
     throw new RangeError("expected a time zone such as UTC or Europe/Berlin");
   }

@@ -1,4 +1,6 @@
+import { cronExpression, timeZone } from "./cron.ts";
 import { LOG_LEVELS } from "./log.ts";
+import { MAINTENANCE_CHECKS, maintenanceWindow } from "./maintenance.ts";
 import {
   anyText,
   byteSize,
@@ -103,6 +105,60 @@ export const SETTINGS = {
       programs: ["producer"],
       aliases: ["pooling_interval"],
       everySite: "flag",
+    }),
+    cron: setting({
+      parse: cronExpression(),
+      flag: "cron",
+      placeholder: "expression",
+      meaning: "times of checks instead of the interval: 0 3 * * sun; a sixth field at the front is seconds",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
+    }),
+    time_zone: fixed({
+      parse: timeZone(),
+      flag: "time-zone",
+      placeholder: "zone",
+      meaning: "zone of cron and maintenance: Europe/Berlin",
+      fallback: "UTC",
+      programs: ["producer"],
+      variable: false,
+    }),
+    jitter: fixed({
+      parse: duration({ minMs: 0, maxMs: DAY_MS }),
+      flag: "jitter",
+      placeholder: "duration",
+      meaning: "each check begins up to this later, by chance; less than the interval",
+      fallback: "0ms",
+      programs: ["producer"],
+      variable: false,
+    }),
+    failing_interval: setting({
+      parse: duration({ minMs: 100, maxMs: 20 * DAY_MS }),
+      flag: "failing-interval",
+      placeholder: "duration",
+      meaning: "interval while the site is down, shorter or longer",
+      fallback: "interval or cron as ever",
+      programs: ["producer"],
+      variable: false,
+    }),
+    maintenance: list({
+      parse: maintenanceWindow(),
+      flag: "maintenance",
+      placeholder: "window",
+      meaning: "when the site is maintained: a cron expression of the begin, and the duration: 0 3 * * sun 2h",
+      fallback: "never",
+      programs: ["producer"],
+      variable: false,
+    }),
+    maintenance_checks: fixed({
+      parse: choice(MAINTENANCE_CHECKS),
+      flag: "maintenance-checks",
+      placeholder: "mode",
+      meaning: "checks within maintenance: mark (made, with the tag maintenance = true) or skip (left out)",
+      fallback: "mark",
+      programs: ["producer"],
+      variable: false,
     }),
     timeout: setting({
       parse: duration({ minMs: 1, maxMs: 60 * MINUTE_MS }),
@@ -284,6 +340,24 @@ export const SETTINGS = {
     }),
   },
   producer: {
+    max_checks: setting({
+      parse: integer(1, 100_000),
+      flag: "max-checks",
+      placeholder: "n",
+      meaning: "checks in flight; others wait, which is no part of their times",
+      fallback: "1000, or 50 with --once; fewer where the limit on open files is low",
+      programs: ["producer"],
+      variable: false,
+    }),
+    max_checks_per_host: setting({
+      parse: integer(1, 100_000),
+      flag: "max-checks-per-host",
+      placeholder: "n",
+      meaning: "checks in flight with one host and port",
+      fallback: "100",
+      programs: ["producer"],
+      variable: false,
+    }),
     drain_timeout: setting({
       parse: duration({ minMs: 0, maxMs: DAY_MS }),
       flag: "drain-timeout",

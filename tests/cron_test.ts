@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { checkTimeZone, cronTimes } from "../lib/cron.ts";
+import { cronTimes, timeZone } from "../lib/cron.ts";
 
 interface Case {
   readonly expression: string;
@@ -57,9 +57,9 @@ Deno.test.each(WRONG)("cronTimes() refuses '%s'", (expression, message) => {
   assert.throws(() => cronTimes(expression), message);
 });
 
-Deno.test("checkTimeZone() takes IANA names alone", () => {
-  assert.equal(checkTimeZone("Europe/Berlin"), "Europe/Berlin");
+Deno.test("timeZone() takes IANA names alone", () => {
+  assert.equal(timeZone()("Europe/Berlin"), "Europe/Berlin");
   for (const zone of ["Mars/Olympus", "", "CET+1x"]) {
-    assert.throws(() => checkTimeZone(zone), /^RangeError: expected a time zone such as UTC or Europe\/Berlin$/);
+    assert.throws(() => timeZone()(zone), /^RangeError: expected a time zone such as UTC or Europe\/Berlin$/);
   }
 });
