@@ -2,6 +2,7 @@ import { unescape } from "node:querystring";
 import { type CertificateFile, keyFits, readCertificateFile, readKeyFile } from "./certificate_file.ts";
 import type { CommandLine } from "./command.ts";
 import { ConfigError } from "./error.ts";
+import { DEFAULT_EXPECTATIONS, type Expectations, patternOf } from "./expectation.ts";
 import type { LOG_LEVELS } from "./log.ts";
 import { SETTINGS, type SPOOL_SYNCS, type SSL_MODES } from "./setting.ts";
 import { type Given, HIDDEN, type LookUpVariable, parseGiven, type SiteSection, Source } from "./source.ts";
@@ -17,10 +18,16 @@ export interface Site {
   readonly url: string;
   /** Value of the `authorization` header, from the URL's user and password. */
   readonly authorization: string | null;
-  /** Pattern as written. */
+  /** Patterns that the body must match, as written, one a line. */
   readonly regex: string | null;
-  /** Pattern, compiled. */
-  readonly pattern: RegExp | null;
+  /** What it is expected to be like. */
+  readonly expectations: Expectations;
+  /** Attempts after a first one that finds it down. */
+  readonly retries: number;
+  /** Time from the end of one attempt to the start of the next, in ms. */
+  readonly retryIntervalMs: number;
+  /** Bytes of the response to keep where it fails. */
+  readonly excerptBytes: number;
   /** Time from start to start, in ms. */
   readonly intervalMs: number;
   /** Time that a check may take, in ms. */
@@ -361,7 +368,19 @@ function createSite(source: Source, { name, url, regex, interval, timeout }: Giv
   if (regex !== undefined) source.show(section, "regex", { value: regex.text, origin: regex.origin });
   source.show(section, "interval", { value: formatDuration(intervalMs), origin: interval?.origin ?? "default" });
   source.show(section, "timeout", { value: formatDuration(timeoutMs), origin: timeout?.origin ?? "default" });
-  return { name, url: address, authorization, regex: regex?.text ?? null, pattern, intervalMs, timeoutMs };
+  const texts = pattern === null ? [] : [{ error: "regex", pattern: patternOf(regex!.text, pattern) } as const];
+  return {
+    name,
+    url: address,
+    authorization,
+    regex: regex?.text ?? null,
+    expectations: { ...DEFAULT_EXPECTATIONS, texts },
+    retries: 0,
+    retryIntervalMs: 0,
+    excerptBytes: 0,
+    intervalMs,
+    timeoutMs,
+  };
 }
 
 function splitCredentials(url: URL): { address: string; authorization: string | null } {

@@ -105,3 +105,30 @@ function refuseAmbiguity(rest: string): void {
     }
   }
 }
+
+const ESCAPE_OR_CLASS_REGEXP = /\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]/gs;
+/** Of parts that may match in two ways, as many as are tried in no time at each place of a text: 2⁶ ways. */
+const MAX_BRANCHES = 6;
+
+/**
+ * Whether it is proven that the pattern takes a time that grows with the length of the text and no faster: nothing of it
+ * repeats, or V8's linear engine takes it. That engine is there to be asked with the V8 flag
+ * `--enable-experimental-regexp-engine`; without it, or with the flags i and u, patterns that repeat are not proven.
+ *
+ * @example
+ * ```ts
+ * import assert from "node:assert/strict";
+ *
+ * assert.ok(isLinear(/It works|Up/i));
+ * assert.ok(!isLinear(/^(\w+\s?)*$/i));
+ * ```
+ */
+export function isLinear({ source, flags }: RegExp): boolean {
+  const bare = source.replaceAll(ESCAPE_OR_CLASS_REGEXP, "x");
+  if (!/[*+{]/.test(bare) && bare.split(/[?|]/).length - 1 <= MAX_BRANCHES) return true;
+  try {
+    return new RegExp(source, flags + "l").source === source;
+  } catch {
+    return false;
+  }
+}

@@ -543,7 +543,8 @@ regex = (?P<what>Apache)
   assert.deepEqual(sites.map(({ url, regex, intervalMs }) => [url, regex, intervalMs]), [
     ["https://httpd.apache.org/100%25", "(?P<what>Apache)\n\\Z", 60_000],
   ]);
-  assert.ok(sites[0]?.pattern?.test("Apache\n"));
+  const [expectation] = sites[0]!.expectations.texts;
+  assert.ok(expectation?.error === "regex" && expectation.pattern.regexp.test("Apache\n"));
   assert.deepEqual(kafka?.bootstrapServers, ["a.apache.org:9092", "b.apache.org:9092"]);
 });
 
