@@ -5,6 +5,7 @@ import { REPOSITORY } from "../local/repository.ts";
 import { parseCommandLine } from "../lib/command.ts";
 import { type ConsumerConfig, type ProducerConfig, readConsumerConfig, readProducerConfig } from "../lib/config.ts";
 import { ConfigError } from "../lib/error.ts";
+import { DEFAULT_EXPECTATIONS } from "../lib/expectation.ts";
 import { environmentName, flagNames, type Setting, SETTINGS } from "../lib/setting.ts";
 import { temporaryFile } from "./support.ts";
 
@@ -409,7 +410,10 @@ Deno.test.each([{ args: ["--url", "https://a.org/"] }, { env: { URL: "https://a.
       url: "https://a.org/",
       authorization: null,
       regex: null,
-      pattern: null,
+      expectations: DEFAULT_EXPECTATIONS,
+      retries: 0,
+      retryIntervalMs: 0,
+      excerptBytes: 0,
       intervalMs: 20_000,
       timeoutMs: 10_000,
     }]);
@@ -430,7 +434,13 @@ Deno.test("readProducerConfig() takes NAME, REGEX and INTERVAL beside a URL, fla
     url: "http://env/",
     authorization: null,
     regex: "(?i)r",
-    pattern: /r/i,
+    expectations: {
+      ...DEFAULT_EXPECTATIONS,
+      texts: [{ error: "regex", pattern: { text: "(?i)r", regexp: /r/i, linear: true } }],
+    },
+    retries: 0,
+    retryIntervalMs: 0,
+    excerptBytes: 0,
     intervalMs: 5_000,
     timeoutMs: 2_000,
   });

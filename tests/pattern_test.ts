@@ -100,6 +100,7 @@ Deno.test.each(
       .map((pattern) => isLinear(compilePattern(pattern)))));`;
   const { stdout } = await new Deno.Command(Deno.execPath(), {
     args: ["eval", "--quiet", ...flags, script],
+    cwd: new URL("..", import.meta.url),
     stdout: "piped",
   }).output();
   assert.deepEqual(JSON.parse(new TextDecoder().decode(stdout)), LINEAR.map((expected) => expected[key]));
