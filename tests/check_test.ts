@@ -194,6 +194,20 @@ Deno.test("check() reports each expectation that is not met, the first as the er
   ]);
 });
 
+Deno.test("check() judges status and headers of a response whose body is cut", async () => {
+  const head = "HTTP/1.1 500 X\r\nserver: nginx\r\ncontent-length: 9\r\n\r\n";
+  await using server = await serveRaw(send(`${head}abc`));
+  const header = { error: "header", name: "server", pattern: null, wanted: false } as const;
+  const regex = { error: "regex", pattern: patternOf("yes", /yes/) } as const;
+  const metric = await checkUrl(server.url, { expectations: { texts: [regex, header], minBytes: 10 } });
+  assert.deepEqual(outcome(metric), down("protocol", "download", 500));
+  assert.equal(metric.has_regex, null);
+  assert.deepEqual(metric.failed, [
+    { expectation: "status", expected: "200-399", actual: 500 },
+    { expectation: "header", expected: "no server", actual: "nginx" },
+  ]);
+});
+
 Deno.test("check() finds that a pattern does not match", async () => {
   await using server = serve(() => new Response("no"));
   const metric = await checkUrl(server.url, { regex: "yes" });

@@ -95,7 +95,7 @@ Deno.test.each(
   ] as const,
 )("isLinear() knows $what", async ({ flags, key }) => {
   const script = `
-    import { compilePattern } from ${JSON.stringify(import.meta.resolve("../lib/pattern.ts"))};
+    import { compilePattern, isLinear } from ${JSON.stringify(import.meta.resolve("../lib/pattern.ts"))};
     console.log(JSON.stringify(${JSON.stringify(LINEAR.map(({ pattern }) => pattern))}
       .map((pattern) => isLinear(compilePattern(pattern)))));`;
   const { stdout } = await new Deno.Command(Deno.execPath(), {
