@@ -1,25 +1,8 @@
 import { type Answer, answerPattern, decodeText, type EncodedText, type Question } from "./evaluation.ts";
 import type { Asked, Evaluator } from "./evaluator.ts";
 import type { CheckError, Json } from "./metric.ts";
-import { isLinear } from "./pattern.ts";
-
-/** Statuses from one to another, both included. */
-export interface StatusRange {
-  /** First one. */
-  readonly from: number;
-  /** Last one. */
-  readonly to: number;
-}
-
-/** A pattern that a text is searched for. */
-export interface Pattern {
-  /** As it was written. */
-  readonly text: string;
-  /** Compiled. */
-  readonly regexp: RegExp;
-  /** Whether it is proven to be quick, see {@linkcode isLinear}. */
-  readonly linear: boolean;
-}
+import type { Pattern } from "./pattern.ts";
+import { formatStatusRanges, type StatusRange } from "./value.ts";
 
 /** What is expected of a text that came. */
 export type TextExpectation =
@@ -34,12 +17,6 @@ export type TextExpectation =
     readonly wanted: boolean;
   }
   | { readonly error: "json"; readonly expression: string };
-
-/** Versions of TLS that may be asked for. */
-export const TLS_VERSIONS = ["1.2", "1.3"] as const;
-
-/** Version of TLS. */
-export type TlsVersion = typeof TLS_VERSIONS[number];
 
 /** What a site is expected to be like; null for what is not asked for. */
 export interface Expectations {
@@ -60,7 +37,7 @@ export interface Expectations {
   /** Days that the certificate must still hold for the site not to be degraded. */
   readonly warnCertDays: number | null;
   /** Version of TLS at least. */
-  readonly minTlsVersion: TlsVersion | null;
+  readonly minTlsVersion: "1.2" | "1.3" | null;
   /** Body that may not change: the one of this SHA-256 in hex, or that of the check before. */
   readonly unchanged: string | "before" | null;
 }
@@ -123,11 +100,6 @@ export interface Unmet {
 const MAX_BYTES_HERE = 64 * 1024;
 const MAX_SHOWN_LENGTH = 200;
 const DAY_MS = 24 * 60 * 60 * 1000;
-
-/** A pattern as expectations have it. */
-export function patternOf(text: string, regexp: RegExp): Pattern {
-  return { text, regexp, linear: isLinear(regexp) };
-}
 
 /** Options of {@linkcode answerTexts}. */
 export interface AnswerTextsOptions {
@@ -309,11 +281,6 @@ function describeText(expectation: TextExpectation): string {
   if (expectation.error !== "header") return expectation.pattern.text;
   const { name, pattern, wanted } = expectation;
   return `${wanted ? "" : "no "}${name}${pattern === null ? "" : `: ${pattern.text}`}`;
-}
-
-/** Statuses as the setting has them: `200-299,401`. */
-export function formatStatusRanges(ranges: readonly StatusRange[]): string {
-  return ranges.map(({ from, to }) => from === to ? from : `${from}-${to}`).join(",");
 }
 
 function shorten(text: string): string {

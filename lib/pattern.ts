@@ -1,3 +1,13 @@
+/** A pattern that a text is searched for. */
+export interface Pattern {
+  /** As it was written. */
+  readonly text: string;
+  /** Compiled. */
+  readonly regexp: RegExp;
+  /** Whether it is proven to be quick, see {@linkcode isLinear}. */
+  readonly linear: boolean;
+}
+
 const GLOBAL_FLAGS_REGEXP = /^(?:\(\?[a-zA-Z]+\))+/;
 const START_OF_TEXT = "(?<![\\s\\S])";
 const END_OF_TEXT = "(?![\\s\\S])";
@@ -46,6 +56,12 @@ export function compilePattern(text: string): RegExp {
     const reason = error instanceof Error ? error.message.replace(/^Invalid regular expression: .*: /s, "") : "";
     throw new SyntaxError(`expected a regular expression (${reason})`, { cause: error });
   }
+}
+
+/** A pattern with what is known of it, see {@linkcode compilePattern}. */
+export function readPattern(text: string): Pattern {
+  const regexp = compilePattern(text);
+  return { text, regexp, linear: isLinear(regexp) };
 }
 
 /** Rewrites what Python spells differently, outside of character classes and escapes. */

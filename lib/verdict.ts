@@ -93,7 +93,7 @@ export function judge(site: Site, exchange: Exchange, options: JudgeOptions): Me
     failed: unmet.length === 0
       ? null
       : unmet.map(({ expectation, expected, actual }) => ({ expectation, expected, actual })),
-    tags: null,
+    tags: site.tags,
     excerpt: seen !== null && site.excerptBytes > 0 && (described !== null || unmet.length > 0)
       ? excerptOf(seen, site.excerptBytes)
       : null,

@@ -8,8 +8,8 @@ import { version as uuidVersion } from "uuid";
 import { check, type CheckOptions, createCheckClient } from "../lib/check.ts";
 import type { Site } from "../lib/config.ts";
 import { Evaluator } from "../lib/evaluator.ts";
-import { DEFAULT_EXPECTATIONS, type Expectations, patternOf } from "../lib/expectation.ts";
-import { compilePattern } from "../lib/pattern.ts";
+import { DEFAULT_EXPECTATIONS, type Expectations } from "../lib/expectation.ts";
+import { readPattern } from "../lib/pattern.ts";
 import type { Metric } from "../lib/metric.ts";
 import { createAuthority } from "../local/certificate.ts";
 import { freePorts } from "../local/port.ts";
@@ -30,7 +30,7 @@ function siteOf(url: string, { regex = null, expectations, ...settings }: SiteCh
     regex,
     expectations: {
       ...DEFAULT_EXPECTATIONS,
-      texts: regex === null ? [] : [{ error: "regex", pattern: patternOf(regex, compilePattern(regex)) }],
+      texts: regex === null ? [] : [{ error: "regex", pattern: readPattern(regex) }],
       ...expectations,
     },
     retries: 0,
@@ -38,6 +38,7 @@ function siteOf(url: string, { regex = null, expectations, ...settings }: SiteCh
     excerptBytes: 0,
     intervalMs: 60_000,
     timeoutMs: 5_000,
+    tags: null,
     ...settings,
   };
 }
@@ -198,7 +199,7 @@ Deno.test("check() judges status and headers of a response whose body is cut", a
   const head = "HTTP/1.1 500 X\r\nserver: nginx\r\ncontent-length: 9\r\n\r\n";
   await using server = await serveRaw(send(`${head}abc`));
   const header = { error: "header", name: "server", pattern: null, wanted: false } as const;
-  const regex = { error: "regex", pattern: patternOf("yes", /yes/) } as const;
+  const regex = { error: "regex", pattern: readPattern("yes") } as const;
   const metric = await checkUrl(server.url, { expectations: { texts: [regex, header], minBytes: 10 } });
   assert.deepEqual(outcome(metric), down("protocol", "download", 500));
   assert.equal(metric.has_regex, null);

@@ -5,21 +5,15 @@ import { Evaluator } from "../lib/evaluator.ts";
 import {
   DEFAULT_EXPECTATIONS,
   type Expectations,
-  type Pattern,
-  patternOf,
   type SeenConnection,
   type TextExpectation,
 } from "../lib/expectation.ts";
 import { decodeMetric, encodeMetric, type Metric } from "../lib/metric.ts";
-import { compilePattern } from "../lib/pattern.ts";
+import { readPattern as pattern } from "../lib/pattern.ts";
 import { startSite } from "./support.ts";
 
 const SCHEDULED_AT = new Date("2026-01-02T03:04:05.678Z");
 const DAY_MS = 24 * 60 * 60 * 1000;
-
-function pattern(text: string): Pattern {
-  return patternOf(text, compilePattern(text));
-}
 
 function siteOf(url: string, expectations: Partial<Expectations>, settings: Partial<Site> = {}): Site {
   const { texts = [] } = expectations;
@@ -35,6 +29,7 @@ function siteOf(url: string, expectations: Partial<Expectations>, settings: Part
     excerptBytes: 0,
     intervalMs: 60_000,
     timeoutMs: 5_000,
+    tags: null,
     ...settings,
   };
 }

@@ -5,7 +5,7 @@ import project from "../deno.json" with { type: "json" };
 import { type CommandLine, parseCommandLine } from "../lib/command.ts";
 import { type ConsumerConfig, type ProducerConfig, readConsumerConfig, readProducerConfig } from "../lib/config.ts";
 import { ConfigError } from "../lib/error.ts";
-import { environmentName, flagNames, type ProgramName, type Setting, SETTINGS } from "../lib/setting.ts";
+import { type ProgramName, type Setting, SETTINGS, variableNames } from "../lib/setting.ts";
 import { adoptSql, renameSql } from "../lib/table.ts";
 import { duration } from "../lib/value.ts";
 import { createAuthority } from "../local/certificate.ts";
@@ -86,7 +86,7 @@ function programOf({ command }: Service): ProgramName | undefined {
 function variablesOf(program: ProgramName): string[] {
   const settings = Object.values(SETTINGS).flatMap((section) => Object.entries<Setting<unknown>>(section))
     .filter(([, { programs }]) => programs.includes(program))
-    .flatMap(([key, setting]) => flagNames(key, setting).map(environmentName));
+    .flatMap(([key, setting]) => variableNames(key, setting));
   return ["CONFIG_PATH", program === "producer" ? "NAME" : "KAFKA_TOPIC", ...settings].sort();
 }
 
