@@ -10,7 +10,7 @@ import {
 } from "../lib/expectation.ts";
 import { decodeMetric, encodeMetric, type Metric } from "../lib/metric.ts";
 import { readPattern as pattern } from "../lib/pattern.ts";
-import { startSite } from "./support.ts";
+import { runWell, startSite, temporaryFile } from "./support.ts";
 
 const SCHEDULED_AT = new Date("2026-01-02T03:04:05.678Z");
 const DAY_MS = 24 * 60 * 60 * 1000;
@@ -431,4 +431,38 @@ Deno.test("check() keeps a piece of the response where it fails and that is aske
   assert.equal((await checkSite(siteOf(server.url, {}))).excerpt, null, "not asked for");
   const fine = siteOf(server.url, { status: [{ from: 500, to: 500 }] }, { excerptBytes: 160 });
   assert.equal((await checkSite(fine)).excerpt, null, "not failed");
+});
+
+Deno.test("producer has the permissions for all that a site may be expected to be like", async () => {
+  await using endless = startSite(() => new Response("ab".repeat(50)));
+  await using server = startSite(JSON_PAGE);
+  await using file = await temporaryFile(
+    "config.ini",
+    `
+[website_endless]
+url = ${endless.url}
+timeout = 500ms
+regex = (?i)^(?:a|b|ab)+(?=c)$
+[website_fine]
+url = ${server.url}
+regex = (?i)STATUS\\W+up
+json = queue = 12
+[website_wrong]
+url = ${server.url}
+json = queue < 10
+retries = 1
+retry_interval = 0
+excerpt = 1K
+`,
+  );
+  const { stdout, stderr } = await runWell("producer", ["--once", "--dry-run", "--config-path", file.path]);
+  const metrics = stdout.trim().split("\n").map((line) => JSON.parse(line) as Metric);
+  const outcomes = metrics.map(({ name, attempt, final, error, excerpt }) => [name, attempt, final, error, !!excerpt]);
+  assert.deepEqual(outcomes.sort(), [
+    ["endless", 1, true, "timeout", false],
+    ["fine", 1, true, null, false],
+    ["wrong", 1, false, "json", true],
+    ["wrong", 2, true, "json", true],
+  ]);
+  assert.doesNotMatch(stderr, /error|warn/i);
 });
