@@ -1,11 +1,11 @@
-import pLimit from "p-limit";
-import { check, createCheckClient } from "./lib/check.ts";
+import { checkWithRetries, createCheckClient } from "./lib/check.ts";
 import { type ProducerConfig, readProducerConfig, type Site } from "./lib/config.ts";
+import { Evaluator } from "./lib/evaluator.ts";
 import { print } from "./lib/log.ts";
 import { encodeMetric, type Metric } from "./lib/metric.ts";
 import { type Context, runProgram } from "./lib/program.ts";
 import { Publishing } from "./lib/publishing.ts";
-import { afterAbort, type Due, runSchedule } from "./lib/schedule.ts";
+import { afterAbort, type Due, runOnce, runSchedule } from "./lib/schedule.ts";
 import { listRefused, openSpool, retryRefused } from "./lib/spool.ts";
 
 /** With `--once`, checks at a time: more would take the CPU from each other and distort the times. */
@@ -19,6 +19,8 @@ const SHUTDOWN_DRAIN_MS = 4_500;
 async function produce({ config, commandLine, log, signal }: Context<ProducerConfig>): Promise<number> {
   if (commandLine.refused !== undefined) return dealWithRefused(commandLine.refused, config.spool.path);
   using client = createCheckClient();
+  using evaluator = new Evaluator();
+  const bodies = new Map<string, string>();
   using spool = config.kafka === null ? null : openSpool(config.spool, { log });
   const publishing = spool === null ? null : new Publishing(config.kafka!, { spool, log });
   const givenUp = afterAbort(signal, GRACE_MS);
@@ -35,7 +37,8 @@ async function produce({ config, commandLine, log, signal }: Context<ProducerCon
 
   async function checkSite({ item: site, scheduledAt }: Due<Site>): Promise<void> {
     try {
-      deliver(await check(site, { scheduledAt, signal: givenUp, client }));
+      const attempts = checkWithRetries(site, { scheduledAt, signal: givenUp, client, evaluator, bodies });
+      for await (const metric of attempts) deliver(metric);
     } catch (error) {
       if (error instanceof Deno.errors.BrokenPipe) throw error;
       if (givenUp.aborted) return log.info("Gave up the check of '{name}'", { name: site.name });
@@ -48,11 +51,13 @@ async function produce({ config, commandLine, log, signal }: Context<ProducerCon
   }
 
   log.info("Checking {count} site(s)", { count: config.sites.length });
-  const checks = commandLine.once ? checkOnce(config.sites, checkSite, signal) : runSchedule(config.sites, checkSite, {
-    signal,
-    onSkipped: (name, runs) =>
-      log.warn("Left out {runs} check(s) of '{name}': the one before had not ended", { runs, name }),
-  });
+  const checks = commandLine.once
+    ? runOnce(config.sites, checkSite, { signal, atOnce: CHECKS_AT_ONCE })
+    : runSchedule([config.sites], checkSite, {
+      signal,
+      onSkipped: (name, runs) =>
+        log.warn("Left out {runs} check(s) of '{name}': the one before had not ended", { runs, name }),
+    });
   // A broker that will never let us in ends the program; one that is away does not.
   await Promise.race([checks, publishing?.failed ?? checks]);
   if (publishing === null) return 0;
@@ -80,20 +85,6 @@ function dealWithRefused(wanted: "list" | "retry", path: string): number {
     );
   }
   return 0;
-}
-
-/** Checks each site once, some at a time. */
-async function checkOnce(
-  sites: readonly Site[],
-  checkSite: (due: Due<Site>) => Promise<void>,
-  signal: AbortSignal,
-): Promise<void> {
-  const limit = pLimit(CHECKS_AT_ONCE);
-  await Promise.all(sites.map((item) =>
-    limit(async () => {
-      if (!signal.aborted) await checkSite({ item, scheduledAt: new Date() });
-    })
-  ));
 }
 
 Deno.exitCode = await runProgram("producer", Deno.args, { readConfig: readProducerConfig, run: produce });

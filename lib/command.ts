@@ -2,7 +2,7 @@ import { Command, CommanderError, Option } from "commander";
 import project from "../deno.json" with { type: "json" };
 import { print, printError } from "./log.ts";
 import { nearest } from "./nearest.ts";
-import { environmentName, flagNames, type ProgramName, type Setting, SETTINGS } from "./setting.ts";
+import { flagNames, type ProgramName, type Setting, SETTINGS, variableNames } from "./setting.ts";
 
 /** What the consumer does instead of reading topics. */
 export const TASKS = ["dead-letters", "replay-dead-letters", "rebuild-summaries"] as const;
@@ -11,6 +11,8 @@ export const TASKS = ["dead-letters", "replay-dead-letters", "rebuild-summaries"
 export interface CommandLine {
   /** Texts of the settings' flags, by the flag's name without dashes. */
   readonly flags: ReadonlyMap<string, string>;
+  /** Texts of the flags that may be repeated, in order. */
+  readonly lists: ReadonlyMap<string, readonly string[]>;
   /** Texts of `--kafka-topic`, in order. */
   readonly topics: readonly string[];
   /** `--config-path` */
@@ -70,13 +72,16 @@ export function parseCommandLine(program: ProgramName, args: readonly string[]):
   const options = command.opts<Record<string, unknown>>();
   const [task] = givenFlags(command, TASKS);
   const flags = new Map<string, string>();
+  const lists = new Map<string, readonly string[]>();
   for (const option of command.options) {
     const value = options[option.attributeName()];
     if (typeof value === "string") flags.set(option.name(), value);
+    if (Array.isArray(value) && option.name() !== "kafka-topic") lists.set(option.name(), value);
   }
   const topics = options["kafkaTopic"];
   return {
     flags,
+    lists,
     topics: Array.isArray(topics) ? topics : [],
     configPath: flags.get("config-path"),
     once: options["once"] === true,
@@ -131,6 +136,10 @@ function checkArguments(command: Command, args: readonly string[]): void {
   }
 }
 
+function gather(value: string, previous: string[] | undefined): string[] {
+  return [...previous ?? [], value];
+}
+
 function createCommand(program: ProgramName): Command {
   const { summary, once, dryRun, examples } = MODES[program];
   const command = new Command(program)
@@ -160,21 +169,20 @@ function createCommand(program: ProgramName): Command {
       new Option(
         "--kafka-topic <topic>",
         "topic to read; repeatable, comma-separated, or /regex/ (default: sites of the file) [env: KAFKA_TOPIC]",
-      ).argParser((value: string, previous: string[] | undefined) => [...previous ?? [], value]),
+      ).argParser(gather),
     );
   }
   for (const section of Object.values(SETTINGS)) {
     for (const [key, setting] of Object.entries<Setting<unknown>>(section)) {
       if (!setting.programs.includes(program)) continue;
+      const variables = variableNames(key, setting);
       for (const [index, flag] of flagNames(key, setting).entries()) {
-        command.addOption(
-          new Option(
-            `--${flag} <${setting.placeholder}>`,
-            index === 0
-              ? `${setting.meaning} (default: ${setting.fallback}) [env: ${environmentName(flag)}]`
-              : `the same as --${setting.flag} [env: ${environmentName(flag)}]`,
-          ),
-        );
+        const meaning = index === 0
+          ? `${setting.meaning}${setting.several ? "; repeatable" : ""} (default: ${setting.fallback})`
+          : `the same as --${setting.flag}`;
+        const variable = variables[index] === undefined ? "" : ` [env: ${variables[index]}]`;
+        const option = new Option(`--${flag} <${setting.placeholder}>`, meaning + variable);
+        command.addOption(setting.several ? option.argParser(gather) : option);
       }
     }
   }

@@ -2,29 +2,39 @@ import { unescape } from "node:querystring";
 import { type CertificateFile, keyFits, readCertificateFile, readKeyFile } from "./certificate_file.ts";
 import type { CommandLine } from "./command.ts";
 import { ConfigError } from "./error.ts";
+import type { Expectations } from "./expectation.ts";
 import type { LOG_LEVELS } from "./log.ts";
-import { SETTINGS, type SPOOL_SYNCS, type SSL_MODES } from "./setting.ts";
-import { type Given, HIDDEN, type LookUpVariable, parseGiven, type SiteSection, Source } from "./source.ts";
+import { flagNames, type Setting, SETTINGS, type SPOOL_SYNCS, type SSL_MODES } from "./setting.ts";
+import { checkDefaults, SiteSource } from "./site_source.ts";
+import { type Given, HIDDEN, type LookUpVariable, parseGiven, Source } from "./source.ts";
+import type { SlotLimits } from "./slots.ts";
 import { pathExists } from "./text_file.ts";
+import { readTiming, type Timing } from "./timing.ts";
 import { checkTopicName, parseTopics } from "./topic.ts";
 import { formatBytes, formatDuration, type HostPort } from "./value.ts";
 
 /** A site to check. */
-export interface Site {
+export interface Site extends Timing {
   /** Name, which is also the topic's and (nearly always) the table's. */
   readonly name: string;
   /** Address, without user and password. */
   readonly url: string;
   /** Value of the `authorization` header, from the URL's user and password. */
   readonly authorization: string | null;
-  /** Pattern as written. */
+  /** Patterns that the body must match, as written, one a line. */
   readonly regex: string | null;
-  /** Pattern, compiled. */
-  readonly pattern: RegExp | null;
-  /** Time from start to start, in ms. */
-  readonly intervalMs: number;
+  /** What it is expected to be like. */
+  readonly expectations: Expectations;
+  /** Attempts after a first one that finds it down. */
+  readonly retries: number;
+  /** Time from the end of one attempt to the start of the next, in ms. */
+  readonly retryIntervalMs: number;
+  /** Bytes of the response to keep where it fails. */
+  readonly excerptBytes: number;
   /** Time that a check may take, in ms. */
   readonly timeoutMs: number;
+  /** What is known of it, by key; null where that is nothing. */
+  readonly tags: Readonly<Record<string, string>> | null;
 }
 
 /** TLS towards a server; all in PEM. */
@@ -129,6 +139,8 @@ export interface ProducerConfig extends CommonConfig {
   readonly kafka: PublishSettings | null;
   /** Where results wait until Kafka has them. */
   readonly spool: SpoolSettings;
+  /** Checks in flight. */
+  readonly slots: SlotLimits;
   /** With `--once`: time until Kafka must have all, in ms. */
   readonly drainTimeoutMs: number;
 }
@@ -164,10 +176,13 @@ const DEFAULT_TLS_FILES = {
   ssl_certfile: "./service.cert",
   ssl_keyfile: "./service.key",
 } as const;
-const DEFAULT_INTERVAL_MS = 20_000;
 const DEFAULT_TIMEOUT_MS = 10_000;
 /** A timeout equal to the interval would make a site that hangs miss every second check. */
 const DEFAULT_TIMEOUT_SHARE = 0.8;
+const DEFAULT_MAX_CHECKS = 1_000;
+/** All sites at once: more would take the CPU from each other and distort the times. */
+const DEFAULT_MAX_CHECKS_ONCE = 50;
+const DEFAULT_MAX_CHECKS_PER_HOST = 100;
 const DEFAULT_DRAIN_TIMEOUT_MS = 30_000;
 const DEFAULT_SPOOL = { path: "./spool/site_checker.db", maxBytes: 1024 ** 3, maxAgeMs: 7 * 24 * 3_600_000 } as const;
 const DEFAULT_GROUP_ID = "site_checker";
@@ -186,10 +201,11 @@ export async function readProducerConfig(
   // What was set aside is dealt with by itself.
   const sites = commandLine.refused === undefined ? readSites(source) : [];
   const kafka = commandLine.dryRun || commandLine.refused !== undefined ? null : await readPublish(source);
+  const slots = readSlots(source);
   const spool = readSpool(source);
   const drainTimeoutMs = source.take("producer", "drain_timeout") ?? DEFAULT_DRAIN_TIMEOUT_MS;
   source.show("producer", "drain_timeout", { value: formatDuration(drainTimeoutMs) });
-  return { sites, kafka, spool, drainTimeoutMs, ...readCommon(source) };
+  return { sites, kafka, slots, spool, drainTimeoutMs, ...readCommon(source) };
 }
 
 async function readPublish(source: Source): Promise<PublishSettings> {
@@ -208,6 +224,15 @@ async function readPublish(source: Source): Promise<PublishSettings> {
     source.show("kafka", "retention", { value: retentionMs === -1 ? "forever" : formatDuration(retentionMs) });
   }
   return { ...kafka, sharedTopic, newTopics: { partitions, replicationFactor, retentionMs } };
+}
+
+function readSlots(source: Source): SlotLimits {
+  const max = source.take("producer", "max_checks") ??
+    (source.commandLine.once ? DEFAULT_MAX_CHECKS_ONCE : DEFAULT_MAX_CHECKS);
+  const maxPerHost = source.take("producer", "max_checks_per_host") ?? DEFAULT_MAX_CHECKS_PER_HOST;
+  source.show("producer", "max_checks", { value: String(max) });
+  source.show("producer", "max_checks_per_host", { value: String(maxPerHost) });
+  return { max, maxPerHost };
 }
 
 function readSpool(source: Source): SpoolSettings {
@@ -275,7 +300,14 @@ export interface ReadPostgresSettingsOptions extends ReadConfigOptions {
 export async function readPostgresSettings(
   { configPath, env = Deno.env.get }: ReadPostgresSettingsOptions = {},
 ): Promise<PostgresSettings> {
-  const none = { flags: new Map<string, string>(), topics: [], once: false, dryRun: false, checkConfig: false };
+  const none = {
+    flags: new Map<string, string>(),
+    lists: new Map(),
+    topics: [],
+    once: false,
+    dryRun: false,
+    checkConfig: false,
+  };
   return await readPostgres(await Source.open({ ...none, configPath }, env));
 }
 
@@ -287,11 +319,13 @@ function readCommon(source: Source): CommonConfig {
 
 /** The site of a URL by flag or variable alone, else those of the file. */
 function readSites(source: Source): Site[] {
+  checkDefaults(source);
   const { url } = SETTINGS.website;
   const given = source.flag("url", url) ?? source.variable("url", url);
-  if (given !== undefined) return [readSingleSite(source, given)];
-  const alone = ["name", "regex"].find((flag) => source.commandLine.flags.has(flag));
-  if (alone !== undefined) throw new ConfigError(`Cannot use --${alone}: expected --url or URL beside it`);
+  if (given !== undefined) {
+    return [createSite(new SiteSource(source, { name: nameOf(source, given), section: undefined }))];
+  }
+  refuseLoneFlags(source);
   const sections = source.siteSections();
   if (sections.length === 0) {
     throw new ConfigError(
@@ -299,69 +333,163 @@ function readSites(source: Source): Site[] {
         source.filePath,
     );
   }
-  return sections.map((section) => readSiteOfFile(source, section));
+  const sites: Site[] = [];
+  for (const { name, origin, section } of sections) {
+    if (source.siteEntry(section, "url", url) === undefined) {
+      throw new ConfigError(`Cannot read website '${name}' (${origin}): expected url = https://…, got none`);
+    }
+    sites.push(createSite(new SiteSource(source, { name, section })));
+  }
+  return sites;
 }
 
-function readSingleSite(source: Source, url: Given): Site {
+/** Name of the site that is given by its address. */
+function nameOf(source: Source, url: Given): string {
   const target = parseGiven(SETTINGS.website.url, url, "url");
   const given = source.flagOrVariable("name");
   const name = given?.text ?? target.hostname.replace(/^\[|\]$/g, "").replaceAll(":", "-");
   checkTopicName(name, `name of website '${name}'`, given?.origin ?? `host of ${url.origin}; --name sets another`);
-  const from = (key: "regex" | "interval" | "timeout") =>
-    source.flag(key, SETTINGS.website[key]) ?? source.variable(key, SETTINGS.website[key]);
-  return createSite(source, { name, url, regex: from("regex"), interval: from("interval"), timeout: from("timeout") });
+  return name;
 }
 
-function readSiteOfFile(source: Source, { name, origin, section }: SiteSection): Site {
-  const { url, regex, interval, timeout } = SETTINGS.website;
-  const givenUrl = source.entry(section, "url", url);
-  if (givenUrl === undefined) {
-    throw new ConfigError(`Cannot read website '${name}' (${origin}): expected url = https://…, got none`);
-  }
-  return createSite(source, {
-    name,
-    url: givenUrl,
-    regex: source.entry(section, "regex", regex),
-    // INTERVAL counts only beside a URL: it would change every site of the file without anyone having asked for it.
-    interval: source.flag("interval", interval) ?? source.entry(section, "interval", interval),
-    timeout: source.flag("timeout", timeout) ?? source.variable("timeout", timeout) ??
-      source.entry(section, "timeout", timeout),
-  });
+/** Refuses flags that are about one site, where there is none. */
+function refuseLoneFlags({ commandLine: { flags, lists } }: Source): void {
+  const known = Object.entries<Setting<unknown>>(SETTINGS.website).filter(([, { everySite }]) =>
+    everySite === undefined
+  )
+    .flatMap(([key, setting]) => flagNames(key, setting));
+  const alone = ["name", ...known].find((flag) => flags.has(flag) || lists.has(flag));
+  if (alone !== undefined) throw new ConfigError(`Cannot use --${alone}: expected --url or URL beside it`);
 }
 
-interface GivenSite {
-  readonly name: string;
-  readonly url: Given;
-  readonly regex: Given | undefined;
-  readonly interval: Given | undefined;
-  readonly timeout: Given | undefined;
-}
-
-function createSite(source: Source, { name, url, regex, interval, timeout }: GivenSite): Site {
-  const settings = SETTINGS.website;
-  const label = (key: string) => `${key} of website '${name}'`;
-  const target = parseGiven(settings.url, url, label("url"));
-  const pattern = regex === undefined ? null : parseGiven(settings.regex, regex, label("regex"));
-  const intervalMs = interval === undefined
-    ? DEFAULT_INTERVAL_MS
-    : parseGiven(settings.interval, interval, label("interval"));
-  const timeoutMs = timeout === undefined
-    ? Math.min(DEFAULT_TIMEOUT_MS, Math.floor(intervalMs * DEFAULT_TIMEOUT_SHARE))
-    : parseGiven(settings.timeout, timeout, label("timeout"));
-  if (timeoutMs > intervalMs && !source.commandLine.once) {
-    source.warnings.push(
-      `timeout of website '${name}' (${formatDuration(timeoutMs)}) is longer than its interval ` +
+function createSite(site: SiteSource): Site {
+  const url = site.take("url")!;
+  const { address, authorization } = splitCredentials(url);
+  site.show("url", authorization === null ? address : address.replace("://", `://${HIDDEN}@`));
+  const timing = readTiming(site);
+  const intervalMs = timing.cron === null ? timing.intervalMs : Infinity;
+  const timeoutMs = site.take("timeout") ??
+    Math.min(DEFAULT_TIMEOUT_MS, Math.floor(intervalMs * DEFAULT_TIMEOUT_SHARE));
+  site.show("timeout", formatDuration(timeoutMs));
+  if (timeoutMs > intervalMs && !site.once) {
+    site.warn(
+      `timeout of website '${site.name}' (${formatDuration(timeoutMs)}) is longer than its interval ` +
         `(${formatDuration(intervalMs)}): while it hangs, checks are left out`,
     );
   }
-  const { address, authorization } = splitCredentials(target);
-  const section = `website_${name}` as const;
-  const shownUrl = authorization === null ? address : address.replace("://", `://${HIDDEN}@`);
-  source.show(section, "url", { value: shownUrl, origin: url.origin });
-  if (regex !== undefined) source.show(section, "regex", { value: regex.text, origin: regex.origin });
-  source.show(section, "interval", { value: formatDuration(intervalMs), origin: interval?.origin ?? "default" });
-  source.show(section, "timeout", { value: formatDuration(timeoutMs), origin: timeout?.origin ?? "default" });
-  return { name, url: address, authorization, regex: regex?.text ?? null, pattern, intervalMs, timeoutMs };
+  const expectations = readExpectations(site, { url, timeoutMs });
+  const patterns = expectations.texts.flatMap((text) => text.error === "regex" ? [text.pattern.text] : []);
+  return {
+    name: site.name,
+    url: address,
+    authorization,
+    regex: patterns.length === 0 ? null : patterns.join("\n"),
+    expectations,
+    ...readRetries(site, { intervalMs, timeoutMs }),
+    excerptBytes: site.take("excerpt") ?? 0,
+    ...timing,
+    timeoutMs,
+    tags: readTags(site),
+  };
+}
+
+/** What the site is expected to be like. */
+function readExpectations(site: SiteSource, { url, timeoutMs }: { url: URL; timeoutMs: number }): Expectations {
+  const regex = site.take("regex");
+  const absent = site.take("regex_absent");
+  const expectedHeader = site.take("expected_header");
+  const forbiddenHeader = site.take("forbidden_header");
+  const json = site.take("json");
+  const twin = absent.find(({ text }) => regex.some((other) => other.text === text));
+  if (twin !== undefined) {
+    throw site.refuse("regex_absent", `expected a pattern that is not in regex, got '${twin.text}'`);
+  }
+  const headerTwin = forbiddenHeader.find((header) =>
+    expectedHeader.some((other) => other.name === header.name && other.pattern?.text === header.pattern?.text)
+  );
+  if (headerTwin !== undefined) {
+    throw site.refuse("forbidden_header", `expected a header that is not in expected_header, got '${headerTwin.name}'`);
+  }
+  const texts = [
+    ...regex.map((pattern) => ({ error: "regex", pattern } as const)),
+    ...absent.map((pattern) => ({ error: "regex_absent", pattern } as const)),
+    ...expectedHeader.map((header) => ({ error: "header", ...header, wanted: true } as const)),
+    ...forbiddenHeader.map((header) => ({ error: "header", ...header, wanted: false } as const)),
+    ...json.map((expression) => ({ error: "json", expression } as const)),
+  ];
+  const status = site.take("expected_status");
+  const unchanged = site.take("unchanged");
+  return { status, texts, unchanged, ...readLimits(site, timeoutMs), ...readConnectionExpectations(site, url) };
+}
+
+type LimitExpectations = Pick<Expectations, "maxResponseTimeMs" | "degradedAfterMs" | "minBytes" | "maxBytes">;
+
+function readLimits(site: SiteSource, timeoutMs: number): LimitExpectations {
+  const maxResponseTimeMs = site.take("max_response_time") ?? null;
+  const degradedAfterMs = site.take("degraded_after") ?? null;
+  const minBytes = site.take("min_bytes") ?? null;
+  const maxBytes = site.take("max_bytes") ?? null;
+  for (const [key, ms] of [["max_response_time", maxResponseTimeMs], ["degraded_after", degradedAfterMs]] as const) {
+    if (ms !== null && ms >= timeoutMs) {
+      throw site.refuse(
+        key,
+        `expected less than timeout, which is ${formatDuration(timeoutMs)}, got ${formatDuration(ms)}`,
+      );
+    }
+  }
+  if (maxResponseTimeMs !== null && degradedAfterMs !== null && degradedAfterMs >= maxResponseTimeMs) {
+    const limit = formatDuration(maxResponseTimeMs);
+    const got = formatDuration(degradedAfterMs);
+    throw site.refuse("degraded_after", `expected less than max_response_time, which is ${limit}, got ${got}`);
+  }
+  if (minBytes !== null && maxBytes !== null && minBytes > maxBytes) {
+    const got = formatBytes(minBytes);
+    throw site.refuse("min_bytes", `expected at most max_bytes, which is ${formatBytes(maxBytes)}, got ${got}`);
+  }
+  return { maxResponseTimeMs, degradedAfterMs, minBytes, maxBytes };
+}
+
+type ConnectionExpectations = Pick<Expectations, "minCertDays" | "warnCertDays" | "minTlsVersion">;
+
+function readConnectionExpectations(site: SiteSource, { protocol }: URL): ConnectionExpectations {
+  const minCertDays = site.take("min_cert_days") ?? null;
+  const warnCertDays = site.take("warn_cert_days") ?? null;
+  const minTlsVersion = site.take("min_tls_version") ?? null;
+  if (minCertDays !== null && warnCertDays !== null && warnCertDays <= minCertDays) {
+    throw site.refuse(
+      "warn_cert_days",
+      `expected more than min_cert_days, which is ${minCertDays}, got ${warnCertDays}`,
+    );
+  }
+  for (const key of ["min_cert_days", "warn_cert_days", "min_tls_version"] as const) {
+    if (protocol === "http:" && site.has(key)) site.warn(`${site.label(key)} has no effect: the address is http://`);
+  }
+  return { minCertDays, warnCertDays, minTlsVersion };
+}
+
+/** Further attempts. */
+function readRetries(
+  site: SiteSource,
+  { intervalMs, timeoutMs }: Pick<Site, "intervalMs" | "timeoutMs">,
+): Pick<Site, "retries" | "retryIntervalMs"> {
+  const retries = site.take("retries");
+  const retryIntervalMs = site.take("retry_interval");
+  const longestMs = timeoutMs + retries * (retryIntervalMs + timeoutMs);
+  if (retries > 0 && longestMs > intervalMs && !site.once) {
+    site.warn(
+      `retries of website '${site.name}' may take ${formatDuration(longestMs)}, longer than its interval ` +
+        `(${formatDuration(intervalMs)}): while it is down, checks are left out`,
+    );
+  }
+  return { retries, retryIntervalMs };
+}
+
+/** Tags by key. */
+function readTags(site: SiteSource): Record<string, string> | null {
+  const pairs = site.take("tags");
+  const twin = pairs.find(([key], index) => pairs.findIndex(([other]) => other === key) < index);
+  if (twin !== undefined) throw site.refuse("tags", `expected each key once, got '${twin[0]}' twice`);
+  return pairs.length === 0 ? null : Object.fromEntries(pairs);
 }
 
 function splitCredentials(url: URL): { address: string; authorization: string | null } {

@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import type { Site } from "./config.ts";
+import type { EncodedText } from "./evaluation.ts";
 import { type Failure, RedirectError } from "./failure.ts";
 import type { Phase } from "./metric.ts";
 import { isBlockedPort } from "./value.ts";
@@ -23,6 +24,8 @@ export interface PreparedRequest {
 export interface Exchange {
   /** Status of the last response. */
   status: number | null;
+  /** Headers of the last response; null also where that is a redirect that was followed or refused. */
+  headers: Headers | null;
   /** Redirects that were followed. */
   redirects: number;
   /** Address that they led to. */
@@ -37,16 +40,12 @@ export interface Exchange {
   failure: Failure | null;
 }
 
-/** A body that was read to its end. */
-export interface Body {
+/** A body that was read to its end; its beginning is kept, as far as it was to be. */
+export interface Body extends EncodedText {
   /** Its length, in bytes. */
   readonly bytes: number;
   /** Its SHA-256, in hex. */
   readonly sha256: string;
-  /** Its beginning, as far as it was to be kept. */
-  readonly kept: readonly Uint8Array[];
-  /** Its type, as the header says. */
-  readonly contentType: string | null;
 }
 
 /** What is to be sent to a site. */
@@ -74,6 +73,7 @@ export async function exchangeOver(
 ): Promise<Exchange> {
   const exchange: Exchange = {
     status: null,
+    headers: null,
     redirects: 0,
     finalUrl: null,
     firstByteMs: null,
@@ -93,6 +93,7 @@ export async function exchangeOver(
       phase = "download";
       const location = isRedirect(response.status) ? response.headers.get("location") : null;
       if (location === null) {
+        exchange.headers = response.headers;
         exchange.body = await readBody(response, keepBytes);
         exchange.totalMs = performance.now() - start;
         return exchange;

@@ -8,6 +8,16 @@ export interface IniEntry {
   readonly value: string;
   /** Line of the key, from 1. */
   readonly line: number;
+  /** Lines of the value that are not empty, for keys that take one value a line. */
+  readonly lines: readonly IniLine[];
+}
+
+/** One line of a value. */
+export interface IniLine {
+  /** Text without surrounding space. */
+  readonly text: string;
+  /** Line, from 1. */
+  readonly line: number;
 }
 
 /** One `[section]` of a file. */
@@ -71,12 +81,13 @@ const MAX_REFERENCE_DEPTH = 10;
 export function parseIni(text: string, { path }: ParseIniOptions): Ini {
   const sections = new Map<string, { line: number; entries: Map<string, IniEntry> }>();
   let entries: Map<string, IniEntry> | undefined;
-  let open: { key: string; value: string[]; line: number; indent: number } | undefined;
+  let open: { key: string; lines: IniLine[]; line: number; indent: number } | undefined;
 
   function close(): void {
     if (open === undefined) return;
-    const { key, value, line } = open;
-    entries?.set(key, { key, value: value.join("\n").trim(), line });
+    const { key, lines, line } = open;
+    const value = lines.map(({ text }) => text).join("\n").trim();
+    entries?.set(key, { key, value, line, lines: lines.filter(({ text }) => text !== "") });
     open = undefined;
   }
 
@@ -85,12 +96,12 @@ export function parseIni(text: string, { path }: ParseIniOptions): Ini {
     const where = `${path}:${line}`;
     const content = raw.trim();
     if (COMMENT_REGEXP.test(raw)) {
-      if (content === "") open?.value.push("");
+      if (content === "") open?.lines.push({ text: "", line });
       continue;
     }
     const indent = raw.length - raw.trimStart().length;
     if (open !== undefined && indent > open.indent) {
-      open.value.push(content);
+      open.lines.push({ text: content, line });
       continue;
     }
     close();
@@ -116,7 +127,7 @@ export function parseIni(text: string, { path }: ParseIniOptions): Ini {
     if (twin !== undefined) {
       throw new ConfigError(`Cannot read key '${key}' (${where}): it is already there in line ${twin.line}`);
     }
-    open = { key, value: [content.slice(delimiter + 1)], line, indent };
+    open = { key, lines: [{ text: content.slice(delimiter + 1).trim(), line }], line, indent };
   }
   close();
 
@@ -162,5 +173,8 @@ function resolveReferences(entry: IniEntry, { path, known, referenced }: Referen
       return resolve(target.value, depth + 1);
     });
   }
-  return { ...entry, value: resolve(entry.value, 0) };
+  const lines = entry.lines.flatMap(({ text, line }) =>
+    resolve(text, 0).split("\n").filter((text) => text !== "").map((text) => ({ text, line }))
+  );
+  return { ...entry, value: resolve(entry.value, 0), lines };
 }

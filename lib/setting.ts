@@ -1,16 +1,24 @@
+import { cronExpression, timeZone } from "./cron.ts";
 import { LOG_LEVELS } from "./log.ts";
+import { MAINTENANCE_CHECKS, maintenanceWindow } from "./maintenance.ts";
 import {
+  anyText,
   byteSize,
   choice,
   duration,
+  expression,
+  headerPattern,
   hosts,
   httpUrl,
   integer,
+  pair,
   type ParseValue,
   pattern,
   retention,
   servers,
+  statusRanges,
   text,
+  unchangedBody,
 } from "./value.ts";
 
 /** The two programs. */
@@ -34,6 +42,29 @@ export interface Setting<T> {
   readonly aliases?: readonly string[];
   /** What of its value must never be shown: all of it, or the user and password that an address may hold. */
   readonly secret?: "value" | "credentials";
+  /** False where it has no environment variable. Default: true. */
+  readonly variable?: boolean;
+  /**
+   * Of a site's setting: whether the flag, or the variable too, counts for every site of the file. Default: they count
+   * for the one site that `--url` or `URL` gives, and the flag is refused without.
+   */
+  readonly everySite?: "flag" | "flag and variable";
+  /** Whether it takes several values: one a line in the file, one a flag on the command line. Default: false. */
+  readonly several?: boolean;
+  /** Value where it is not set, if that is always the same; `fallback` is its text then. */
+  readonly initial?: T;
+}
+
+/** Setting whose fallback is a value of its own. */
+export interface FixedSetting<T> extends Setting<T> {
+  /** Value where it is not set. */
+  readonly initial: T;
+}
+
+/** Setting that takes several values. */
+export interface ListSetting<T> extends Setting<T> {
+  /** It takes several. */
+  readonly several: true;
 }
 
 const BOTH: readonly ProgramName[] = ["producer", "consumer"];
@@ -61,7 +92,7 @@ export const SETTINGS = {
       programs: ["producer"],
       secret: "credentials",
     }),
-    regex: setting({
+    regex: list({
       parse: pattern(),
       flag: "regex",
       placeholder: "pattern",
@@ -69,7 +100,7 @@ export const SETTINGS = {
       fallback: "none",
       programs: ["producer"],
     }),
-    interval: setting({
+    interval: fixed({
       parse: duration({ minMs: 100, maxMs: 20 * DAY_MS }),
       flag: "interval",
       placeholder: "duration",
@@ -77,6 +108,61 @@ export const SETTINGS = {
       fallback: "20s",
       programs: ["producer"],
       aliases: ["pooling_interval"],
+      everySite: "flag",
+    }),
+    cron: setting({
+      parse: cronExpression(),
+      flag: "cron",
+      placeholder: "expression",
+      meaning: "times of checks instead of the interval: 0 3 * * sun; a sixth field at the front is seconds",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
+    }),
+    time_zone: fixed({
+      parse: timeZone(),
+      flag: "time-zone",
+      placeholder: "zone",
+      meaning: "zone of cron and maintenance: Europe/Berlin",
+      fallback: "UTC",
+      programs: ["producer"],
+      variable: false,
+    }),
+    jitter: fixed({
+      parse: duration({ minMs: 0, maxMs: DAY_MS }),
+      flag: "jitter",
+      placeholder: "duration",
+      meaning: "each check begins up to this later, by chance; less than the interval",
+      fallback: "0ms",
+      programs: ["producer"],
+      variable: false,
+    }),
+    failing_interval: setting({
+      parse: duration({ minMs: 100, maxMs: 20 * DAY_MS }),
+      flag: "failing-interval",
+      placeholder: "duration",
+      meaning: "interval while the site is down, shorter or longer",
+      fallback: "interval or cron as ever",
+      programs: ["producer"],
+      variable: false,
+    }),
+    maintenance: list({
+      parse: maintenanceWindow(),
+      flag: "maintenance",
+      placeholder: "window",
+      meaning: "when the site is maintained: a cron expression of the begin, and the duration: 0 3 * * sun 2h",
+      fallback: "never",
+      programs: ["producer"],
+      variable: false,
+    }),
+    maintenance_checks: fixed({
+      parse: choice(MAINTENANCE_CHECKS),
+      flag: "maintenance-checks",
+      placeholder: "mode",
+      meaning: "checks within maintenance: mark (made, with the tag maintenance = true) or skip (left out)",
+      fallback: "mark",
+      programs: ["producer"],
+      variable: false,
     }),
     timeout: setting({
       parse: duration({ minMs: 1, maxMs: 60 * MINUTE_MS }),
@@ -85,6 +171,163 @@ export const SETTINGS = {
       meaning: "time that one check may take, redirects and body included",
       fallback: "10s, or 0.8 of the interval where that is less",
       programs: ["producer"],
+      everySite: "flag and variable",
+    }),
+    expected_status: fixed({
+      parse: statusRanges(),
+      flag: "expected-status",
+      placeholder: "statuses",
+      meaning: "statuses of which the final one must be: 200-299,401",
+      fallback: "200-399",
+      programs: ["producer"],
+      variable: false,
+    }),
+    regex_absent: list({
+      parse: pattern(),
+      flag: "regex-absent",
+      placeholder: "pattern",
+      meaning: "regular expression that the body must not match",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
+    }),
+    expected_header: list({
+      parse: headerPattern(),
+      flag: "expected-header",
+      placeholder: "name: pattern",
+      meaning: "header that must be there, with a value that matches",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
+    }),
+    forbidden_header: list({
+      parse: headerPattern(),
+      flag: "forbidden-header",
+      placeholder: "name: pattern",
+      meaning: "header that must not be there, or not with a value that matches",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
+    }),
+    json: list({
+      parse: expression(),
+      flag: "expected-json",
+      placeholder: "expression",
+      meaning: "JSONata expression that must be true of the body",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
+    }),
+    max_response_time: setting({
+      parse: duration({ minMs: 1, maxMs: 60 * MINUTE_MS }),
+      flag: "max-response-time",
+      placeholder: "duration",
+      meaning: "response time above which the site is down",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
+    }),
+    degraded_after: setting({
+      parse: duration({ minMs: 1, maxMs: 60 * MINUTE_MS }),
+      flag: "degraded-after",
+      placeholder: "duration",
+      meaning: "response time above which the site is degraded",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
+    }),
+    min_bytes: setting({
+      parse: byteSize(0),
+      flag: "min-bytes",
+      placeholder: "bytes",
+      meaning: "least length of the body, decoded",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
+    }),
+    max_bytes: setting({
+      parse: byteSize(0),
+      flag: "max-bytes",
+      placeholder: "bytes",
+      meaning: "greatest length of the body, decoded",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
+    }),
+    min_cert_days: setting({
+      parse: integer(1, 3_650),
+      flag: "min-cert-days",
+      placeholder: "days",
+      meaning: "the site is down where its certificate expires in fewer days",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
+    }),
+    warn_cert_days: setting({
+      parse: integer(1, 3_650),
+      flag: "warn-cert-days",
+      placeholder: "days",
+      meaning: "the site is degraded where its certificate expires in fewer days",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
+    }),
+    min_tls_version: setting({
+      parse: choice(["1.2", "1.3"]),
+      flag: "min-tls-version",
+      placeholder: "version",
+      meaning: "least version of TLS: 1.2 or 1.3",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
+    }),
+    unchanged: fixed({
+      parse: unchangedBody(),
+      flag: "unchanged",
+      placeholder: "yes|SHA-256",
+      meaning:
+        "body that must stay the same: yes fails once where it differs from the last good one since the start, " +
+        "a SHA-256 in hex as long as it differs from that",
+      fallback: "no",
+      programs: ["producer"],
+      variable: false,
+    }),
+    retries: fixed({
+      parse: integer(0, 100),
+      flag: "retries",
+      placeholder: "n",
+      meaning: "further attempts where the site is down; each is published, the last one counts",
+      fallback: "0",
+      programs: ["producer"],
+      variable: false,
+    }),
+    retry_interval: fixed({
+      parse: duration({ minMs: 0, maxMs: 60 * MINUTE_MS }),
+      flag: "retry-interval",
+      placeholder: "duration",
+      meaning: "time from the end of one attempt to the next",
+      fallback: "1s",
+      programs: ["producer"],
+      variable: false,
+    }),
+    excerpt: setting({
+      parse: byteSize(1, 64 * 1024),
+      flag: "excerpt",
+      placeholder: "bytes",
+      meaning:
+        "bytes of status, headers and body to keep where a check fails; cookies and keys among headers are hidden",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
+    }),
+    tags: list({
+      parse: pair("="),
+      flag: "tag",
+      placeholder: "key=value",
+      meaning: "what is known of the site, kept with each result",
+      fallback: "none",
+      programs: ["producer"],
+      variable: false,
     }),
   },
   kafka: {
@@ -181,7 +424,7 @@ export const SETTINGS = {
       programs: ["consumer"],
     }),
     password: setting({
-      parse: (value: string) => value,
+      parse: anyText(),
       flag: "postgres-password",
       placeholder: "password",
       meaning: "its password (better by environment or file: other users of a machine see flags)",
@@ -248,6 +491,24 @@ export const SETTINGS = {
     }),
   },
   producer: {
+    max_checks: setting({
+      parse: integer(1, 100_000),
+      flag: "max-checks",
+      placeholder: "n",
+      meaning: "checks in flight; others wait, which is no part of their times",
+      fallback: "1000, or 50 with --once; fewer where the limit on open files is low",
+      programs: ["producer"],
+      variable: false,
+    }),
+    max_checks_per_host: setting({
+      parse: integer(1, 100_000),
+      flag: "max-checks-per-host",
+      placeholder: "n",
+      meaning: "checks in flight with one host and port",
+      fallback: "100",
+      programs: ["producer"],
+      variable: false,
+    }),
     drain_timeout: setting({
       parse: duration({ minMs: 0, maxMs: DAY_MS }),
       flag: "drain-timeout",
@@ -310,11 +571,35 @@ export function flagNames(key: string, { flag, aliases = [] }: Setting<unknown>)
   return [flag, ...aliases.map((alias) => prefix + alias.replaceAll("_", "-"))];
 }
 
+/** Environment variables of a setting, those of its aliases behind it. */
+export function variableNames(key: string, setting: Setting<unknown>): string[] {
+  return setting.variable === false ? [] : flagNames(key, setting).map(environmentName);
+}
+
 /** Environment variable of a flag: `kafka-group-id` → `KAFKA_GROUP_ID`. */
 export function environmentName(flag: string): string {
   return flag.replaceAll("-", "_").toUpperCase();
 }
 
+/** What a site's setting gives: several values, one, or undefined where it is not set. */
+export type SiteValue<K extends SiteKey> = typeof SETTINGS.website[K] extends ListSetting<infer T> ? readonly T[]
+  : typeof SETTINGS.website[K] extends FixedSetting<infer T> ? T
+  : typeof SETTINGS.website[K] extends Setting<infer T> ? T | undefined
+  : never;
+
+/** Key of a `[website_NAME]`. */
+export type SiteKey = keyof typeof SETTINGS.website;
+
 function setting<T>(setting: Setting<T>): Setting<T> {
   return setting;
+}
+
+/** A setting whose fallback is text of a value, such as `20s`. */
+function fixed<T>(setting: Setting<T>): FixedSetting<T> {
+  return { ...setting, initial: setting.parse(setting.fallback) };
+}
+
+/** A setting that takes several values, see {@linkcode Setting.several}. */
+function list<T>(setting: Setting<T>): ListSetting<T> {
+  return { ...setting, several: true };
 }

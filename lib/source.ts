@@ -3,7 +3,7 @@ import type { CommandLine } from "./command.ts";
 import { ConfigError } from "./error.ts";
 import { type Ini, type IniEntry, type IniSection, parseIni } from "./ini.ts";
 import { nearest } from "./nearest.ts";
-import { environmentName, flagNames, type SectionName, type Setting, SETTINGS } from "./setting.ts";
+import { environmentName, flagNames, type SectionName, type Setting, SETTINGS, variableNames } from "./setting.ts";
 import { readTextFile } from "./text_file.ts";
 import { checkTopicName } from "./topic.ts";
 
@@ -16,6 +16,8 @@ export interface Given {
   readonly text: string;
   /** Flag, variable, or path and line. */
   readonly origin: string;
+  /** Its values, of a setting that takes several. */
+  readonly lines?: readonly Given[];
 }
 
 /** A `[website_NAME]` of the file. */
@@ -30,6 +32,8 @@ export interface SiteSection {
 
 /** What stands for a secret where settings are shown. */
 export const HIDDEN = "********";
+/** Section with what holds for all sites. */
+const DEFAULTS_SECTION = "defaults";
 const SITE_SECTION_REGEXP = /^website_(?<name>.*)$/s;
 const MAX_SHOWN_LENGTH = 80;
 
@@ -42,7 +46,7 @@ export class Source {
   readonly #lookUpVariable: LookUpVariable;
   readonly #file: Ini | null;
   readonly #origins = new Map<string, string>();
-  readonly #shown = new Map<string, string[]>();
+  readonly #shown = new Map<string, Map<string, string>>();
 
   private constructor(commandLine: CommandLine, lookUpVariable: LookUpVariable, file: Ini | null) {
     this.commandLine = commandLine;
@@ -91,14 +95,20 @@ export class Source {
 
   /** What a setting's flag or one of its aliases says. */
   flag(key: string, setting: Setting<unknown>): Given | undefined {
+    const { flags, lists } = this.commandLine;
     return onlyOne(
-      flagNames(key, setting).map((flag) => ({ origin: `--${flag}`, text: this.commandLine.flags.get(flag) })),
+      flagNames(key, setting).map((flag) => {
+        const origin = `--${flag}`;
+        const lines = lists.get(flag)?.map((text) => ({ text, origin }));
+        const text = lines?.map(({ text }) => text).join("\n") ?? flags.get(flag);
+        return { origin, text, ...(lines && { lines }) };
+      }),
     );
   }
 
   /** What a setting's environment variable or one of its aliases says; an empty one counts as not set. */
   variable(key: string, setting: Setting<unknown>): Given | undefined {
-    return onlyOne(flagNames(key, setting).map((flag) => this.#variable(environmentName(flag))));
+    return onlyOne(variableNames(key, setting).map((name) => this.#variable(name)));
   }
 
   /** What the flag or the variable of something that is no setting of the file says. */
@@ -108,14 +118,40 @@ export class Source {
   }
 
   /** What a section of the file or `[DEFAULT]` says; an empty value counts as not set, as it did. */
-  entry(section: string | IniSection, key: string, { aliases = [] }: Setting<unknown>): Given | undefined {
-    const found = typeof section === "string" ? this.#file?.sections.find(({ name }) => name === section) : section;
-    const lookUp = (entries: ReadonlyMap<string, IniEntry> | undefined) =>
-      onlyOne([key, ...aliases].map((name) => {
-        const entry = entries?.get(name);
-        return { name, origin: `${this.#file?.path}:${entry?.line}`, text: entry?.value || undefined };
-      }));
-    return lookUp(found?.entries) ?? lookUp(found?.inherited ?? this.#file?.defaults);
+  entry(section: string, key: string, setting: Setting<unknown>): Given | undefined {
+    const found = this.#section(section);
+    return this.#lookUp([found?.entries, found?.inherited ?? this.#file?.defaults], key, setting);
+  }
+
+  /**
+   * What a site's section, `[defaults]` or `[DEFAULT]` says; an empty value in one of them takes back what those behind
+   * it say.
+   *
+   * @param section The site's; without one, `[defaults]` alone is asked.
+   */
+  siteEntry(section: IniSection | undefined, key: string, setting: Setting<unknown>): Given | undefined {
+    const defaults = this.#section(DEFAULTS_SECTION)?.entries;
+    return this.#lookUp([section?.entries, defaults, section?.inherited], key, setting);
+  }
+
+  #section(name: string): IniSection | undefined {
+    return this.#file?.sections.find((section) => section.name === name);
+  }
+
+  /** What the first of some places that has the key says. */
+  #lookUp(
+    places: readonly (ReadonlyMap<string, IniEntry> | undefined)[],
+    key: string,
+    { aliases = [] }: Setting<unknown>,
+  ): Given | undefined {
+    const names = [key, ...aliases];
+    const place = places.find((entries) => names.some((name) => entries?.has(name)));
+    return onlyOne(names.map((name) => {
+      const entry = place?.get(name);
+      const originOf = (line: number | undefined) => `${this.#file?.path}:${line}`;
+      const lines = entry?.lines.map(({ text, line }) => ({ text, origin: originOf(line) })) ?? [];
+      return { name, origin: originOf(entry?.line), text: entry?.value || undefined, lines };
+    }));
   }
 
   /**
@@ -145,11 +181,11 @@ export class Source {
     return sites;
   }
 
-  /** Adds a line to what `--check-config` prints. */
+  /** Sets a line of what `--check-config` prints. */
   show(section: SectionName | `website_${string}`, key: string, { value, origin }: ShowOptions): void {
-    const lines = this.#shown.get(section) ?? [];
+    const lines = this.#shown.get(section) ?? new Map<string, string>();
     const where = origin ?? this.origin(section as SectionName, key);
-    lines.push(`${`${key} = ${value.replaceAll("\n", "\n  ")}`.padEnd(48)} ; ${where}`);
+    lines.set(key, `${`${key} = ${value.replaceAll("\n", "\n  ")}`.padEnd(48)} ; ${where}`);
     this.#shown.set(section, lines);
   }
 
@@ -158,7 +194,7 @@ export class Source {
     return [...this.#shown].flatMap(([section, lines], index) => [
       ...(index > 0 ? [""] : []),
       `[${section}]`,
-      ...lines,
+      ...lines.values(),
     ]);
   }
 
@@ -198,6 +234,7 @@ interface Candidate {
   readonly name?: string;
   readonly origin: string;
   readonly text: string | undefined;
+  readonly lines?: readonly Given[];
 }
 
 /** The one of several names of a setting that is given; two are a mistake. */
@@ -211,7 +248,9 @@ function onlyOne(candidates: readonly Candidate[]): Given | undefined {
       `Cannot use ${describe(second)} beside ${describe(first)}, which means the same: expected one of them`,
     );
   }
-  return first === undefined ? undefined : { text: first.text, origin: first.origin };
+  if (first === undefined) return undefined;
+  const { text, origin, lines } = first;
+  return { text, origin, ...(lines && { lines }) };
 }
 
 /** Hides user and password of an address that may be broken: all up to the last @, but for the scheme. */
@@ -230,7 +269,7 @@ function siteName(section: string): string | undefined {
 
 function checkNames(file: Ini): void {
   const { path, sections, defaults } = file;
-  const sectionNames = Object.keys(SETTINGS).filter((name) => name !== "website");
+  const sectionNames = [DEFAULTS_SECTION, ...Object.keys(SETTINGS).filter((name) => name !== "website")];
   for (const { name, line, entries } of sections) {
     const isSite = siteName(name) !== undefined;
     if (!isSite && !sectionNames.includes(name)) {
@@ -239,7 +278,7 @@ function checkNames(file: Ini): void {
           `${sectionNames.map((known) => `[${known}]`).join(", ")}${suggest(nearestSection(name, sectionNames))}`,
       );
     }
-    checkKeys(entries, { file, name, known: keysOf(isSite ? "website" : name as SectionName) });
+    checkKeys(entries, { file, name, known: keysOf(isSite ? "website" : name) });
   }
   checkKeys(defaults, { file, name: "DEFAULT", known: Object.keys(SETTINGS).flatMap((section) => keysOf(section)) });
 }
@@ -265,7 +304,8 @@ function checkKeys(
       );
     }
     const swallowed = value.split("\n").slice(1).find((more) =>
-      known.includes(more.split(/[=:]/)[0]?.trim().toLowerCase() ?? "") && /[=:]/.test(more) || /^\[.+\]$/.test(more)
+      /^\[.+\]$/.test(more) || !LIST_KEYS.has(key) && /[=:]/.test(more) &&
+        known.includes(more.split(/[=:]/)[0]?.trim().toLowerCase() ?? "")
     );
     if (swallowed !== undefined) {
       throw new ConfigError(
@@ -281,8 +321,17 @@ function suggest(name: string | undefined): string {
   return name === undefined ? "" : `; did you mean ${name}?`;
 }
 
+/** Keys of a section, aliases among them; `[defaults]` has those of a site, all but its address. */
 function keysOf(section: string): string[] {
-  return Object.entries<Setting<unknown>>(SETTINGS[section as SectionName]).flatMap((
-    [key, { aliases = [] }],
-  ) => [key, ...aliases]);
+  const settings = SETTINGS[section === DEFAULTS_SECTION ? "website" : section as SectionName];
+  return Object.entries<Setting<unknown>>(settings)
+    .filter(([key]) => section !== DEFAULTS_SECTION || key !== "url")
+    .flatMap(([key, { aliases = [] }]) => [key, ...aliases]);
 }
+
+/** Keys whose lines are values of their own, and may well look like a key with a value; patterns hardly ever do. */
+const LIST_KEYS: ReadonlySet<string> = new Set(
+  Object.entries<Setting<unknown>>(SETTINGS.website)
+    .filter(([, { several, parse }]) => several && parse.kind !== "regular expression")
+    .map(([key]) => key),
+);

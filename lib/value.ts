@@ -5,10 +5,17 @@
  * @module
  */
 
-import { compilePattern } from "./pattern.ts";
+import jsonata from "jsonata";
+import { type Pattern, readPattern } from "./pattern.ts";
 
 /** Turns a setting's text into its value, or throws an error that says what is allowed. */
-export type ParseValue<T> = (text: string) => T;
+export interface ParseValue<T> {
+  (text: string): T;
+  /** What it takes, with unit and range, for the docs: "duration, 100ms to 20d". */
+  readonly kind: string;
+  /** Text of a value as `--check-config` shows it. Default: as it was given. */
+  format?(value: T): string;
+}
 
 const UNIT_MS = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const;
 const DURATION_REGEXP = /^(?<amount>-?(?:\d+\.?\d*|\.\d+))\s*(?<unit>ms|s|m|h|d)?$/;
@@ -18,6 +25,10 @@ const HOST_REGEXP = /^(?:[\p{L}\p{N}_.-]+|[\da-fA-F]*:[\da-fA-F]*:[\da-fA-F:.]*(
 /** A host with a port or an address in brackets; anything else is a host alone. */
 const HOST_PORT_REGEXP = /^(?:\[(?<bracketed>[^\]]+)\]|(?<bare>[^:]+)(?=:))(?::(?<port>\d{1,5}))?$/;
 const SERVER_REGEXP = /^(?<host>[\p{L}\p{N}_.-]+)(?::(?<port>\d{1,5}))?$/u;
+/** Name as RFC 9110 has it, section 5.6.2, and what stands behind a colon. */
+const HEADER_REGEXP = /^([\w!#$%&'*+.^`|~-]+)\s*(?:(:)\s*(.*))?$/s;
+const STATUS_RANGE_REGEXP = /^(\d{3})(?:\s*-\s*(\d{3}))?$/;
+const SHA256_REGEXP = /^[\da-f]{64}$/;
 const HTTP_REGEXP = /^https?:\/\/[^/\\]/i;
 const DEFAULT_KAFKA_PORT = 9092;
 
@@ -41,7 +52,7 @@ export interface DurationBounds {
  * ```
  */
 export function duration({ minMs, maxMs }: DurationBounds): ParseValue<number> {
-  return (text) => {
+  return parser(`duration, ${formatDuration(minMs)} to ${formatDuration(maxMs)}`, (text) => {
     const match = DURATION_REGEXP.exec(text.trim())?.groups;
     if (match === undefined) throw new SyntaxError("expected a duration such as 10s");
     const ms = Math.round(Number(match["amount"]) * UNIT_MS[(match["unit"] ?? "s") as keyof typeof UNIT_MS]);
@@ -49,7 +60,7 @@ export function duration({ minMs, maxMs }: DurationBounds): ParseValue<number> {
       throw new RangeError(`expected a duration from ${formatDuration(minMs)} to ${formatDuration(maxMs)}`);
     }
     return ms;
-  };
+  }, formatDuration);
 }
 
 /** Duration as a setting takes it, in the largest unit that leaves no fraction: `1m`, `1500ms`. */
@@ -70,15 +81,18 @@ export function formatDuration(ms: number): string {
  * assert.deepEqual(["4096", "64M", "1.5 GiB"].map(byteSize(1)), [4_096, 67_108_864, 1_610_612_736]);
  * ```
  */
-export function byteSize(min: number): ParseValue<number> {
-  return (text) => {
+export function byteSize(min: number, max: number = Number.MAX_SAFE_INTEGER): ParseValue<number> {
+  const limits = max === Number.MAX_SAFE_INTEGER
+    ? `at least ${formatBytes(min)}`
+    : `${formatBytes(min)} to ${formatBytes(max)}`;
+  return parser(`bytes, ${limits}`, (text) => {
     const match = BYTES_REGEXP.exec(text.trim())?.groups;
     if (match === undefined) throw new SyntaxError("expected a number of bytes such as 512M or 1G");
     const power = match["unit"] === undefined ? 0 : BYTE_UNITS.indexOf(match["unit"].toUpperCase()) + 1;
     const bytes = Math.round(Number(match["amount"]) * 1024 ** power);
-    if (bytes < min || bytes > Number.MAX_SAFE_INTEGER) throw new RangeError(`expected at least ${formatBytes(min)}`);
+    if (bytes < min || bytes > max) throw new RangeError(`expected ${limits}`);
     return bytes;
-  };
+  }, formatBytes);
 }
 
 /** Number of bytes as a setting takes it, in the largest unit that leaves no fraction: `64M`, `1G`. */
@@ -92,42 +106,47 @@ export function formatBytes(bytes: number): string {
 /** Parser of how long to keep: a duration, or `forever`. Value: milliseconds, -1 for ever. */
 export function retention(bounds: DurationBounds): ParseValue<number> {
   const parse = duration(bounds);
-  return (text) => {
+  return parser(`${parse.kind}, or forever`, (text) => {
     if (text.trim().toLowerCase() === "forever") return -1;
     try {
       return parse(text);
     } catch (error) {
       throw error instanceof SyntaxError ? new SyntaxError("expected a duration such as 7d, or forever") : error;
     }
-  };
+  }, (ms) => ms === -1 ? "forever" : formatDuration(ms));
 }
 
 /** Parser of a whole number from `min` to `max`. */
 export function integer(min: number, max: number): ParseValue<number> {
-  return (text) => {
+  return parser(`whole number, ${min} to ${max}`, (text) => {
     const value = Number(text);
     if (!/^[+-]?\d+$/.test(text.trim())) throw new SyntaxError(`expected a whole number from ${min} to ${max}`);
     if (value < min || value > max) throw new RangeError(`expected a whole number from ${min} to ${max}`);
     return value;
-  };
+  }, String);
 }
 
 /** Parser of one of a closed set of words, in upper or lower case. */
 export function choice<const T extends string>(words: readonly T[]): ParseValue<T> {
-  return (text) => {
+  return parser(words.join(", "), (text) => {
     const word = words.find((word) => word.toLowerCase() === text.trim().toLowerCase());
     if (word === undefined) throw new RangeError(`expected one of ${words.join(", ")}`);
     return word;
-  };
+  }, String);
+}
+
+/** Parser of any text. */
+export function anyText(): ParseValue<string> {
+  return parser("text", (value) => value);
 }
 
 /** Parser of text that must not be empty. */
 export function text(): ParseValue<string> {
-  return (value) => {
+  return parser("text", (value) => {
     if (value === "") throw new SyntaxError("expected a text that is not empty");
     if (value.includes("\0")) throw new SyntaxError("expected a text without NUL characters");
     return value;
-  };
+  });
 }
 
 /**
@@ -138,7 +157,7 @@ export function text(): ParseValue<string> {
  * @see https://fetch.spec.whatwg.org/#port-blocking
  */
 export function httpUrl(): ParseValue<URL> {
-  return (value) => {
+  return parser("http(s) URL", (value) => {
     if (!URL.canParse(value)) throw new SyntaxError("expected a URL such as https://example.com/");
     // The URL parser leaves line ends out, and takes a comment behind the URL for a part of it.
     if (/\s/.test(value)) throw new SyntaxError("expected a URL without white space, such as https://example.com/");
@@ -148,15 +167,104 @@ export function httpUrl(): ParseValue<URL> {
       throw new RangeError(`expected a port other than ${url.port}, which fetch refuses (see "port blocking")`);
     }
     return url;
-  };
+  });
 }
 
-/** Parser of a regular expression that is not empty, see {@linkcode compilePattern}. */
-export function pattern(): ParseValue<RegExp> {
-  return (value) => {
+/** Parser of `key = value` or `key: value`, with that delimiter; the key must not be empty. */
+export function pair(delimiter: "=" | ":"): ParseValue<readonly [key: string, value: string]> {
+  const kind = delimiter === "=" ? "key = value" : "name: value";
+  return parser(kind, (value) => {
+    const index = value.indexOf(delimiter);
+    const key = value.slice(0, Math.max(0, index)).trim();
+    if (key === "") throw new SyntaxError(`expected ${kind}`);
+    return [key, value.slice(index + 1).trim()];
+  });
+}
+
+/** Parser of a regular expression that is not empty, see `compilePattern()`. */
+export function pattern(): ParseValue<Pattern> {
+  return parser("regular expression", (value) => {
     if (value === "") throw new SyntaxError("expected a regular expression that is not empty");
-    return compilePattern(value);
-  };
+    return readPattern(value);
+  });
+}
+
+/** A header, and what its value is searched for; null: it need only be there. */
+export interface HeaderPattern {
+  /** Name, in lower case. */
+  readonly name: string;
+  /** Pattern. */
+  readonly pattern: Pattern | null;
+}
+
+/** Parser of the name of a header, with a pattern for its value behind a colon if need be: `content-type: ^text/html`. */
+export function headerPattern(): ParseValue<HeaderPattern> {
+  return parser("name, or name: pattern", (value) => {
+    const [, name, colon, text = ""] = HEADER_REGEXP.exec(value) ?? [];
+    if (name === undefined) throw new SyntaxError("expected the name of a header, or name: pattern");
+    if (colon !== undefined && text === "") throw new SyntaxError("expected a regular expression behind the colon");
+    return { name: name.toLowerCase(), pattern: colon === undefined ? null : readPattern(text) };
+  });
+}
+
+/** Statuses from one to another, both included. */
+export interface StatusRange {
+  /** First one. */
+  readonly from: number;
+  /** Last one. */
+  readonly to: number;
+}
+
+/**
+ * Parser of statuses: single ones and ranges, separated by commas.
+ *
+ * @example
+ * ```ts
+ * import assert from "node:assert/strict";
+ *
+ * assert.deepEqual(statusRanges()("200-299,401"), [{ from: 200, to: 299 }, { from: 401, to: 401 }]);
+ * ```
+ */
+export function statusRanges(): ParseValue<readonly StatusRange[]> {
+  return parser("statuses from 100 to 999, such as 200-299,401", (value) =>
+    value.split(",").map((part) => {
+      const [, first, last = first] = STATUS_RANGE_REGEXP.exec(part.trim()) ?? [];
+      if (first === undefined) throw new SyntaxError("expected statuses such as 200-299,401");
+      const range = { from: Number(first), to: Number(last) };
+      if (range.from < 100) throw new RangeError("expected statuses from 100 to 999");
+      if (range.from > range.to) throw new RangeError("expected ranges from a lower to a higher status");
+      return range;
+    }), formatStatusRanges);
+}
+
+/** Statuses as a setting takes them: `200-299,401`. */
+export function formatStatusRanges(ranges: readonly StatusRange[]): string {
+  return ranges.map(({ from, to }) => from === to ? from : `${from}-${to}`).join(",");
+}
+
+/** Parser of a JSONata expression. Value: its text. */
+export function expression(): ParseValue<string> {
+  return parser("JSONata expression", (value) => {
+    try {
+      jsonata(value);
+    } catch (error) {
+      // What it throws is no Error.
+      const { message } = error as { message?: string };
+      throw new SyntaxError(`expected a JSONata expression (${message})`, { cause: error });
+    }
+    return value;
+  });
+}
+
+/** Parser of what a body may not change from: `yes` for the one before, or a SHA-256 in hex; `no` for nothing. */
+export function unchangedBody(): ParseValue<string | null> {
+  return parser("yes, no or a SHA-256 in hex", (value) => {
+    const word = value.trim().toLowerCase();
+    if (word === "yes") return "before";
+    if (word === "no") return null;
+    if (!SHA256_REGEXP.test(word)) throw new SyntaxError("expected yes, no or a SHA-256 of 64 hexadecimal digits");
+    return word;
+  });
 }
 
 /** Host with the port that stands behind it, if any. */
@@ -179,7 +287,7 @@ export interface HostPort {
  * ```
  */
 export function hosts(): ParseValue<HostPort[]> {
-  return (value) => {
+  return parser("host[:port], several by commas", (value) => {
     const expected = "expected a host name or an IP address, with :port if need be, several separated by commas";
     return value.split(",").map((part) => {
       const { bracketed, bare, port } = HOST_PORT_REGEXP.exec(part.trim())?.groups ?? {};
@@ -188,7 +296,7 @@ export function hosts(): ParseValue<HostPort[]> {
       if (port !== undefined && (Number(port) < 1 || Number(port) > 65_535)) throw new SyntaxError(expected);
       return { host, port: port === undefined ? undefined : Number(port) };
     });
-  };
+  });
 }
 
 /**
@@ -196,15 +304,23 @@ export function hosts(): ParseValue<HostPort[]> {
  * to be given as a name: kafkajs takes what stands before the first colon for the host.
  */
 export function servers(): ParseValue<string[]> {
-  return (value) =>
-    value.split(",").map((part) => part.trim()).filter((part) => part !== "").map((server) => {
-      const match = SERVER_REGEXP.exec(server)?.groups;
-      const port = Number(match?.["port"] ?? DEFAULT_KAFKA_PORT);
-      if (match === undefined || port < 1 || port > 65_535) {
-        throw new SyntaxError("expected host:port with a name or IPv4 address, several separated by commas");
-      }
-      return `${match["host"]}:${port}`;
-    });
+  return parser(
+    "host:port, several by commas",
+    (value) =>
+      value.split(",").map((part) => part.trim()).filter((part) => part !== "").map((server) => {
+        const match = SERVER_REGEXP.exec(server)?.groups;
+        const port = Number(match?.["port"] ?? DEFAULT_KAFKA_PORT);
+        if (match === undefined || port < 1 || port > 65_535) {
+          throw new SyntaxError("expected host:port with a name or IPv4 address, several separated by commas");
+        }
+        return `${match["host"]}:${port}`;
+      }),
+  );
+}
+
+/** Parser from its parts. */
+export function parser<T>(kind: string, parse: (text: string) => T, format?: (value: T) => string): ParseValue<T> {
+  return Object.assign(parse, { kind, ...(format && { format }) });
 }
 
 /** Whether fetch refuses to connect to the port: the list of the Fetch standard. */

@@ -1,8 +1,10 @@
 import { metricSchema } from "../lib/metric.ts";
+import { configurationPage } from "./configuration_page.ts";
 
 /** Pages of docs/ that are made from declarations in the code, by path. `deno task docs` writes them. */
 export const PAGES: ReadonlyMap<string, string> = new Map([
   ["docs/metric.schema.json", JSON.stringify(metricSchema(), null, 2) + "\n"],
+  ["docs/configuration.md", configurationPage()],
 ]);
 
 if (import.meta.main) {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { type CommandLine, parseCommandLine } from "../lib/command.ts";
-import { SETTINGS } from "../lib/setting.ts";
+import { type Setting, SETTINGS } from "../lib/setting.ts";
 import { runProgram } from "./support.ts";
 
 function parse(program: "producer" | "consumer", ...args: string[]): CommandLine {
@@ -12,6 +12,7 @@ function parse(program: "producer" | "consumer", ...args: string[]): CommandLine
 Deno.test("parseCommandLine() finds nothing in nothing", () => {
   assert.deepEqual(parse("producer"), {
     flags: new Map(),
+    lists: new Map(),
     topics: [],
     configPath: undefined,
     once: false,
@@ -22,12 +23,12 @@ Deno.test("parseCommandLine() finds nothing in nothing", () => {
 });
 
 Deno.test("parseCommandLine() takes values behind a space and behind =", () => {
-  const { flags, once, dryRun, checkConfig, configPath } = parse(
+  const { flags, lists, once, dryRun, checkConfig, configPath } = parse(
     "producer",
     ...["--url", "http://a/?b=c", "--regex=^--x=1", "--once", "--dry-run", "--check-config", "--config-path", "a.ini"],
   );
   assert.equal(flags.get("url"), "http://a/?b=c");
-  assert.equal(flags.get("regex"), "^--x=1");
+  assert.deepEqual(lists.get("regex"), ["^--x=1"]);
   assert.deepEqual({ once, dryRun, checkConfig, configPath }, {
     once: true,
     dryRun: true,
@@ -37,8 +38,9 @@ Deno.test("parseCommandLine() takes values behind a space and behind =", () => {
 });
 
 Deno.test("parseCommandLine() takes a value that begins with a dash, and an empty one", () => {
-  const { flags } = parse("producer", "--interval", "-5", "--regex", "-x", "--name", "");
-  assert.deepEqual([...flags].sort(), [["interval", "-5"], ["name", ""], ["regex", "-x"]]);
+  const { flags, lists } = parse("producer", "--interval", "-5", "--regex", "-x", "--name", "");
+  assert.deepEqual([...flags].sort(), [["interval", "-5"], ["name", ""]]);
+  assert.deepEqual([...lists], [["regex", ["-x"]]]);
 });
 
 Deno.test("parseCommandLine() takes a flag's name for a value behind = only", () => {
@@ -52,8 +54,11 @@ Deno.test("parseCommandLine() gathers --kafka-topic", () => {
 
 Deno.test("parseCommandLine() has a flag for each setting of the program", () => {
   for (const section of Object.values(SETTINGS)) {
-    for (const { flag, programs } of Object.values(section)) {
-      for (const program of programs) assert.equal(parse(program, `--${flag}=x`).flags.get(flag), "x");
+    for (const { flag, programs, several } of Object.values<Setting<unknown>>(section)) {
+      for (const program of programs) {
+        const { flags, lists } = parse(program, `--${flag}=x`);
+        assert.deepEqual(several ? lists.get(flag) : flags.get(flag), several ? ["x"] : "x");
+      }
     }
   }
 });

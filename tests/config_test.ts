@@ -5,7 +5,8 @@ import { REPOSITORY } from "../local/repository.ts";
 import { parseCommandLine } from "../lib/command.ts";
 import { type ConsumerConfig, type ProducerConfig, readConsumerConfig, readProducerConfig } from "../lib/config.ts";
 import { ConfigError } from "../lib/error.ts";
-import { environmentName, flagNames, type Setting, SETTINGS } from "../lib/setting.ts";
+import { DEFAULT_EXPECTATIONS } from "../lib/expectation.ts";
+import { environmentName, type Setting, SETTINGS, variableNames } from "../lib/setting.ts";
 import { temporaryFile } from "./support.ts";
 
 /** What a test sets. */
@@ -81,8 +82,9 @@ async function makeCertificates(): Promise<{ readonly path: string } & AsyncDisp
 
 // Invalid files
 
-const WEBSITE_KEYS = "expected one of url, regex, interval, pooling_interval, timeout";
-const SECTIONS = "expected [website_NAME] or one of [kafka], [postgres], [producer], [log]";
+const KEYS = Object.entries<Setting<unknown>>(SETTINGS.website).flatMap(([key, { aliases = [] }]) => [key, ...aliases]);
+const WEBSITE_KEYS = `expected one of ${KEYS.join(", ")}`;
+const SECTIONS = "expected [website_NAME] or one of [defaults], [kafka], [postgres], [producer], [log]";
 const TOPIC_NAME = "expected 1 to 249 letters, digits, dots, dashes and underscores, as Kafka takes for a topic";
 const TWICE_READ = "which JavaScript and Python read differently";
 const SERVER_LIST = "expected host:port with a name or IPv4 address, several separated by commas";
@@ -101,13 +103,18 @@ const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
   "section_swallowed.ini":
     "Cannot read key 'url' of [website_apache] (FILE:2): an indented line continues its value, and one that follows it is " +
     "a section or key of its own: expected no space before '[website_nginx]'",
+  "section_typo_defaults.ini": `Cannot read section [default] (FILE:1): ${SECTIONS}; did you mean [defaults]?`,
+  "defaults_url.ini": `Cannot read key 'url' of [defaults] (FILE:2): ${WEBSITE_KEYS.replace(" url,", "")}`,
+  "defaults_bad.ini": "Cannot read interval of [defaults] (FILE:2): expected a duration such as 10s, got 'often'",
+  "tag_bad.ini": "Cannot read tags of website 'apache' (FILE:7): expected key = value, got 'production'",
+  "tag_twice.ini": "Cannot use tags of [defaults] (FILE:2): expected each key once, got 'team' twice",
   "key_typo.ini": `Cannot read key 'pooling_intreval' of [website_apache] (FILE:3): ${WEBSITE_KEYS}; ` +
     "did you mean pooling_interval?",
   "key_far.ini": `Cannot read key 'colour' of [website_apache] (FILE:3): ${WEBSITE_KEYS}`,
   "key_default_typo.ini": `Cannot read key 'timout' of [DEFAULT] (FILE:2): ${WEBSITE_KEYS}, bootstrap_servers, ` +
     "security_protocol, ssl_cafile, ssl_certfile, ssl_keyfile, group_id, topic, partitions, replication_factor, " +
     "retention, user, password, host, port, database, sslmode, sslrootcert, min_connection, max_connection, " +
-    "drain_timeout, spool_path, spool_max_bytes, spool_max_age, spool_sync, level; did you mean timeout?",
+    "max_checks, max_checks_per_host, drain_timeout, spool_path, spool_max_bytes, spool_max_age, spool_sync, level; did you mean timeout?",
   "spool_max_bytes.ini":
     "Cannot read spool_max_bytes of [producer] (FILE:4): expected a number of bytes such as 512M " +
     "or 1G, got 'much'",
@@ -170,6 +177,32 @@ const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
     "Cannot read interval of website 'apache' (FILE:3): expected a duration such as 10s, got '10 ; seconds'",
   "interval_twice.ini":
     "Cannot use pooling_interval (FILE:4) beside interval (FILE:3), which means the same: expected one of them",
+  "cron_bad.ini": "Cannot read cron of website 'apache' (FILE:3): expected a cron expression such as 0 3 * * sun " +
+    "(Invalid value for minute: 60), got '60 * * * *'",
+  "cron_never.ini": "Cannot read cron of [defaults] (FILE:2): expected a cron expression with a time that comes, got " +
+    "'0 0 30 2 *'",
+  "cron_interval.ini": "Cannot use cron of website 'apache' (FILE:4): expected interval or cron, got both",
+  "time_zone.ini": "Cannot read time_zone of website 'apache' (FILE:4): expected a time zone such as UTC or " +
+    "Europe/Berlin, got 'Mars/Olympus'",
+  "jitter_long.ini": "Cannot use jitter of [defaults] (FILE:2): expected less than the interval, which is 20s, got 30s",
+  "failing_interval.ini":
+    "Cannot read failing_interval of website 'apache' (FILE:3): expected a duration from 100ms to " +
+    "20d, got '0'",
+  "maintenance_no_duration.ini":
+    "Cannot read maintenance of website 'apache' (FILE:5): expected a cron expression and a " +
+    "duration with its unit, such as 0 3 * * sun 2h, got '0 3 * * sun'",
+  "maintenance_long.ini":
+    "Cannot read maintenance of website 'apache' (FILE:3): expected a duration from 1s to 31d, got " +
+    "'0 3 * * sun 40d'",
+  "maintenance_cron.ini": "Cannot read maintenance of website 'apache' (FILE:3): expected a cron expression such as " +
+    "0 3 * * sun (Invalid value for hour: 25), got '0 25 * * * 2h'",
+  "maintenance_checks.ini":
+    "Cannot read maintenance_checks of website 'apache' (FILE:4): expected one of mark, skip, got " +
+    "'pause'",
+  "max_checks.ini": "Cannot read max_checks of [producer] (FILE:4): expected a whole number from 1 to 100000, got '0'",
+  "max_checks_per_host.ini":
+    "Cannot read max_checks_per_host of [producer] (FILE:4): expected a whole number from 1 to " +
+    "100000, got 'many'",
   "timeout_bad.ini":
     "Cannot read timeout of website 'apache' (FILE:3): expected a duration such as 10s, got '10 seconds'",
   "site_none.ini":
@@ -214,6 +247,58 @@ const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
   "key_certificate.ini":
     "Cannot read ssl_keyfile of [kafka] (FILE:7) 'own.cert': expected a private key in PEM, got a certificate",
   "key_text.ini": "Cannot read ssl_keyfile of [kafka] (FILE:7) 'text.pem': expected a private key in PEM",
+  // What a site is expected to be like
+  "status_text.ini":
+    "Cannot read expected_status of website 'apache' (FILE:3): expected statuses such as 200-299,401, got 'ok'",
+  "status_low.ini":
+    "Cannot read expected_status of website 'apache' (FILE:3): expected statuses such as 200-299,401, got '20,200-299'",
+  "status_zero.ini":
+    "Cannot read expected_status of website 'apache' (FILE:3): expected statuses from 100 to 999, got '099'",
+  "status_backwards.ini":
+    "Cannot read expected_status of website 'apache' (FILE:3): expected ranges from a lower to a higher status, got '299-200'",
+  "regex_absent_bad.ini":
+    "Cannot read regex_absent of website 'apache' (FILE:4): expected a regular expression (Unterminated character class), got '[a'",
+  "regex_absent_twin.ini":
+    "Cannot use regex_absent of website 'apache' (FILE:5): expected a pattern that is not in regex, got 'ok'",
+  "expected_header_name.ini":
+    "Cannot read expected_header of website 'apache' (FILE:3): expected the name of a header, or name: pattern, got 'content type: html'",
+  "expected_header_empty.ini":
+    "Cannot read expected_header of website 'apache' (FILE:3): expected a regular expression behind the colon, got 'server:'",
+  "forbidden_header_pattern.ini":
+    "Cannot read forbidden_header of website 'apache' (FILE:3): expected a regular expression (Unterminated group), got 'server: ('",
+  "forbidden_header_twin.ini":
+    "Cannot use forbidden_header of website 'apache' (FILE:4): expected a header that is not in expected_header, got 'server'",
+  "json_bad.ini": "Cannot read json of website 'apache' (FILE:3): expected a JSONata expression " +
+    `(Expected ")" before end of expression), got '$x('`,
+  "max_response_time_bad.ini":
+    "Cannot read max_response_time of website 'apache' (FILE:3): expected a duration such as 10s, got 'soon'",
+  "max_response_time_long.ini":
+    "Cannot use max_response_time of website 'apache' (FILE:4): expected less than timeout, which is 5s, got 5s",
+  "degraded_after_zero.ini":
+    "Cannot read degraded_after of website 'apache' (FILE:3): expected a duration from 1ms to 1h, got '0'",
+  "degraded_after_late.ini":
+    "Cannot use degraded_after of website 'apache' (FILE:4): expected less than max_response_time, which is 2s, got 2s",
+  "min_bytes_bad.ini":
+    "Cannot read min_bytes of website 'apache' (FILE:3): expected a number of bytes such as 512M or 1G, got 'many'",
+  "max_bytes_negative.ini":
+    "Cannot read max_bytes of website 'apache' (FILE:3): expected a number of bytes such as 512M or 1G, got '-1'",
+  "min_bytes_above_max.ini":
+    "Cannot use min_bytes of website 'apache' (FILE:3): expected at most max_bytes, which is 1K, got 2K",
+  "min_cert_days_zero.ini":
+    "Cannot read min_cert_days of website 'apache' (FILE:3): expected a whole number from 1 to 3650, got '0'",
+  "warn_cert_days_text.ini":
+    "Cannot read warn_cert_days of website 'apache' (FILE:3): expected a whole number from 1 to 3650, got 'a month'",
+  "warn_cert_days_few.ini":
+    "Cannot use warn_cert_days of website 'apache' (FILE:4): expected more than min_cert_days, which is 14, got 14",
+  "min_tls_version.ini":
+    "Cannot read min_tls_version of website 'apache' (FILE:3): expected one of 1.2, 1.3, got '1.1'",
+  "unchanged.ini":
+    "Cannot read unchanged of website 'apache' (FILE:3): expected yes, no or a SHA-256 of 64 hexadecimal digits, got 'maybe'",
+  "retries_many.ini":
+    "Cannot read retries of website 'apache' (FILE:3): expected a whole number from 0 to 100, got '101'",
+  "retry_interval_unit.ini":
+    "Cannot read retry_interval of website 'apache' (FILE:3): expected a duration such as 10s, got '5 weeks'",
+  "excerpt_large.ini": "Cannot read excerpt of website 'apache' (FILE:3): expected 1 to 64K, got '1M'",
 };
 
 const INVALID_FOR_CONSUMER: Readonly<Record<string, string>> = {
@@ -396,6 +481,84 @@ Deno.test("each setting's fallback in --help is what holds", async () => {
   );
 });
 
+// What a site is expected to be like
+
+Deno.test("readProducerConfig() reads all that a site is expected to be like", async () => {
+  const hash = "0123456789abcdef".repeat(4);
+  const { sites: [site], warnings } = await producer({
+    file: `
+[defaults]
+retries = 2
+retry_interval = 5s
+excerpt = 1K
+[website_a]
+url = https://a.org/
+timeout = 6s
+interval = 30s
+regex =
+  It (?:works)+
+  (?i)up+
+regex_absent = [Ee]rror
+expected_status = 200-299, 401
+expected_header =
+  Content-Type: ^text/html
+  server
+forbidden_header = X-Powered-By
+json = status = "up"
+max_response_time = 2s
+degraded_after = 500ms
+min_bytes = 1K
+max_bytes = 1M
+min_cert_days = 7
+warn_cert_days = 30
+min_tls_version = 1.3
+unchanged = ${hash.toUpperCase()}
+`,
+  });
+  const { texts, ...expectations } = site!.expectations;
+  assert.deepEqual(expectations, {
+    status: [{ from: 200, to: 299 }, { from: 401, to: 401 }],
+    maxResponseTimeMs: 2_000,
+    degradedAfterMs: 500,
+    minBytes: 1_024,
+    maxBytes: 1_048_576,
+    minCertDays: 7,
+    warnCertDays: 30,
+    minTlsVersion: "1.3",
+    unchanged: hash,
+  });
+  const described = texts.map((text) =>
+    text.error === "json"
+      ? [text.error, text.expression]
+      : text.error === "header"
+      ? [text.wanted, text.name, text.pattern?.text ?? null]
+      : [text.error, text.pattern.text]
+  );
+  assert.deepEqual(described, [
+    ["regex", "It (?:works)+"],
+    ["regex", "(?i)up+"],
+    ["regex_absent", "[Ee]rror"],
+    [true, "content-type", "^text/html"],
+    [true, "server", null],
+    [false, "x-powered-by", null],
+    ["json", 'status = "up"'],
+  ]);
+  assert.deepEqual([site?.regex, site?.retries, site?.retryIntervalMs, site?.excerptBytes], [
+    "It (?:works)+\n(?i)up+",
+    ...[2, 5_000, 1_024],
+  ]);
+  assert.deepEqual(warnings, []);
+});
+
+Deno.test("readProducerConfig() warns of retries that take longer than the interval, and of certificates without TLS", async () => {
+  const file = `${SITE}retries = 2\nmin_cert_days = 7\n`.replace("https:", "http:");
+  const { warnings } = await producer({ file });
+  assert.deepEqual(warnings.map((warning) => warning.replace(/\(\S*config\.ini/, "(FILE")), [
+    "min_cert_days of website 'apache' (FILE:4) has no effect: the address is http://",
+    "retries of website 'apache' may take 32s, longer than its interval (20s): while it is down, checks are left out",
+  ]);
+});
+
 // One site by flag or variable
 
 const FILE_WITH_SITES = `[DEFAULT]\ntimeout = 3\n[kafka]\nbootstrap_servers = broker:1\n${SITE}regex = Apache\n`;
@@ -409,9 +572,17 @@ Deno.test.each([{ args: ["--url", "https://a.org/"] }, { env: { URL: "https://a.
       url: "https://a.org/",
       authorization: null,
       regex: null,
-      pattern: null,
+      expectations: DEFAULT_EXPECTATIONS,
+      retries: 0,
+      retryIntervalMs: 1_000,
+      excerptBytes: 0,
       intervalMs: 20_000,
+      cron: null,
+      jitterMs: 0,
+      failingIntervalMs: null,
+      maintenance: null,
       timeoutMs: 10_000,
+      tags: null,
     }]);
     assert.deepEqual(kafka, {
       bootstrapServers: ["broker:1"],
@@ -430,9 +601,20 @@ Deno.test("readProducerConfig() takes NAME, REGEX and INTERVAL beside a URL, fla
     url: "http://env/",
     authorization: null,
     regex: "(?i)r",
-    pattern: /r/i,
+    expectations: {
+      ...DEFAULT_EXPECTATIONS,
+      texts: [{ error: "regex", pattern: { text: "(?i)r", regexp: /r/i, linear: true } }],
+    },
+    retries: 0,
+    retryIntervalMs: 1_000,
+    excerptBytes: 0,
     intervalMs: 5_000,
+    cron: null,
+    jitterMs: 0,
+    failingIntervalMs: null,
+    maintenance: null,
     timeoutMs: 2_000,
+    tags: null,
   });
   const args = ["--url=http://flag/", "--name=m", "--regex=s", "--pooling-interval=6", "--timeout=1"];
   const [other] = (await producer({ env, args })).sites;
@@ -448,7 +630,7 @@ Deno.test("readProducerConfig() leaves NAME, REGEX and INTERVAL alone without a 
   assert.deepEqual(sites.map(({ name, regex, intervalMs }) => [name, regex, intervalMs]), [["apache", null, 20_000]]);
 });
 
-Deno.test.each(["name", "regex"])("readProducerConfig() refuses --%s without a URL", async (flag) => {
+Deno.test.each(["name", "regex", "tag"])("readProducerConfig() refuses --%s without a URL", async (flag) => {
   await assert.rejects(producer({ args: [`--${flag}=a`], file: SITE }), {
     message: `Cannot use --${flag}: expected --url or URL beside it`,
   });
@@ -482,6 +664,132 @@ Deno.test("readProducerConfig() refuses an empty flag", async () => {
   await assert.rejects(producer({ args: ["--config-path="] }), {
     message: "Cannot read configuration file '': expected the path of a file, got an empty one",
   });
+});
+
+// What holds for all sites
+
+const DEFAULTS = `[DEFAULT]
+regex = a
+timeout = 4
+
+[defaults]
+pooling_interval = 30
+timeout = 3
+tags = team = web
+  # where it runs
+  stage = a = b
+
+[website_common]
+url = http://a/
+
+[website_own]
+url = http://b/
+regex = b
+interval = 10
+timeout =
+tags =
+  team=shop
+`;
+
+Deno.test("[defaults] holds for each site that does not say otherwise, and [DEFAULT] behind it", async () => {
+  const { sites, effective } = await producer({ file: DEFAULTS });
+  const [common, own] = sites;
+  assert.deepEqual([common?.regex, common?.intervalMs, common?.timeoutMs], ["a", 30_000, 3_000]);
+  assert.deepEqual(common?.tags, { team: "web", stage: "a = b" });
+  assert.deepEqual([own?.regex, own?.intervalMs], ["b", 10_000]);
+  assert.equal(own?.timeoutMs, 8_000, "an empty value takes back what [defaults] and [DEFAULT] say");
+  assert.deepEqual(own.tags, { team: "shop" });
+  const shown = effective.map((line) => line.replace(/ +; (?:.*config\.ini)?/, " ; "));
+  assert.deepEqual(shown.slice(0, shown.indexOf("")), [
+    "[website_common]",
+    "url = http://a/ ; :13",
+    "interval = 30s ; :6",
+    "timeout = 3s ; :7",
+    "regex = a ; :2",
+    "tags = team = web\n  stage = a = b ; :8",
+  ]);
+});
+
+Deno.test("[defaults] holds for the site of --url, and [DEFAULT] does not", async () => {
+  const [site] = (await producer({ args: ["--url=http://c/", "--tag=a=b", "--tag", "c = d"], file: DEFAULTS })).sites;
+  assert.deepEqual([site?.regex, site?.intervalMs, site?.timeoutMs], [null, 30_000, 3_000]);
+  assert.deepEqual(site?.tags, { a: "b", c: "d" });
+});
+
+Deno.test("[defaults] gives way to flags and variables", async () => {
+  const given = { args: ["--interval=7"], env: { TIMEOUT: "2" }, file: DEFAULTS };
+  const times = (await producer(given)).sites.map(({ intervalMs, timeoutMs }) => [intervalMs, timeoutMs]);
+  assert.deepEqual(times, [[7_000, 2_000], [7_000, 2_000]]);
+});
+
+Deno.test("a flag that may be repeated says which of its values is wrong", async () => {
+  await assert.rejects(producer({ args: ["--url=http://a/", "--tag=a=b", "--tag=c"] }), {
+    message: "Cannot read tags of website 'a' (--tag): expected key = value, got 'c'",
+  });
+});
+
+// Times
+
+Deno.test("cron and interval: what is nearer to the site counts", async () => {
+  const common = "[defaults]\ncron = */5 * * * *\ntime_zone = Europe/Berlin\n[website_a]\nurl = http://a/\n";
+  const cronOf = async (given: Given) => {
+    const [site] = (await producer(given)).sites;
+    return [site?.cron?.expression, site?.cron?.timeZone, site?.intervalMs, site?.timeoutMs];
+  };
+  assert.deepEqual(await cronOf({ file: common }), ["*/5 * * * *", "Europe/Berlin", 20_000, 10_000]);
+  assert.deepEqual(await cronOf({ file: common + "interval = 5" }), [undefined, undefined, 5_000, 4_000]);
+  assert.deepEqual(await cronOf({ file: common, args: ["--interval=5"] }), [undefined, undefined, 5_000, 4_000]);
+  const other = "[defaults]\ninterval = 5\n[website_a]\nurl = http://a/\ncron = @hourly\n";
+  assert.deepEqual(await cronOf({ file: other }), ["@hourly", "UTC", 5_000, 10_000]);
+  assert.deepEqual(await cronOf({ args: ["--url=http://a/", "--cron=0 3 * * *"] }), [
+    "0 3 * * *",
+    "UTC",
+    20_000,
+    10_000,
+  ]);
+  await assert.rejects(cronOf({ args: ["--url=http://a/", "--cron=0 3 * * *", "--interval=5"] }), {
+    message: "Cannot use cron of website 'a' (--cron): expected interval or cron, got both",
+  });
+});
+
+Deno.test("readProducerConfig() takes jitter, failing_interval and maintenance", async () => {
+  const file = `[website_a]
+url = http://a/
+jitter = 2
+failing_interval = 1s
+time_zone = Europe/Berlin
+maintenance_checks = skip
+maintenance =
+  0 3 * * sun 2h
+  30 22 1 * * 90m
+`;
+  const { sites: [site], effective } = await producer({ file });
+  assert.deepEqual([site?.jitterMs, site?.failingIntervalMs], [2_000, 1_000]);
+  const { windows, checks } = site!.maintenance!;
+  assert.equal(checks, "skip");
+  assert.deepEqual(
+    windows.map(({ begin: { expression, timeZone }, durationMs }) => [expression, timeZone, durationMs]),
+    [
+      ["0 3 * * sun", "Europe/Berlin", 7_200_000],
+      ["30 22 1 * *", "Europe/Berlin", 5_400_000],
+    ],
+  );
+  assert.ok(effective.some((line) => line.startsWith("maintenance = 0 3 * * sun 2h\n  30 22 1 * * 90m")));
+});
+
+Deno.test("settings of time that change nothing are warned of", async () => {
+  const file = "[website_a]\nurl = http://a/\ntime_zone = Europe/Berlin\nmaintenance_checks = skip\n";
+  assert.deepEqual((await producer({ file })).warnings, [
+    "time_zone of website 'a' is not used: it has neither cron nor maintenance",
+    "maintenance_checks of website 'a' is not used: it has no maintenance",
+  ]);
+});
+
+Deno.test("max_checks has a lower default with --once", async () => {
+  const slots = async (...args: string[]) => (await producer({ args: ["--url=http://a/", ...args] })).slots;
+  assert.deepEqual(await slots(), { max: 1_000, maxPerHost: 100 });
+  assert.deepEqual(await slots("--once"), { max: 50, maxPerHost: 100 });
+  assert.deepEqual(await slots("--once", "--max-checks=7", "--max-checks-per-host=3"), { max: 7, maxPerHost: 3 });
 });
 
 // Aliases
@@ -543,7 +851,8 @@ regex = (?P<what>Apache)
   assert.deepEqual(sites.map(({ url, regex, intervalMs }) => [url, regex, intervalMs]), [
     ["https://httpd.apache.org/100%25", "(?P<what>Apache)\n\\Z", 60_000],
   ]);
-  assert.ok(sites[0]?.pattern?.test("Apache\n"));
+  const patterns = sites[0]!.expectations.texts.map((text) => text.error === "regex" && text.pattern.regexp.source);
+  assert.deepEqual(patterns, ["(?<what>Apache)", "(?![\\s\\S])"], "a pattern a line");
   assert.deepEqual(kafka?.bootstrapServers, ["a.apache.org:9092", "b.apache.org:9092"]);
 });
 
@@ -756,7 +1065,7 @@ Deno.test("the tasks allow the variable of each flag, and no other", async () =>
   for (const program of ["producer", "consumer"] as const) {
     const settings = Object.values(SETTINGS).flatMap((section) => Object.entries<Setting<unknown>>(section));
     const names = settings.filter(([, { programs }]) => programs.includes(program))
-      .flatMap(([key, setting]) => flagNames(key, setting).map(environmentName));
+      .flatMap(([key, setting]) => variableNames(key, setting));
     const allowed = /--allow-env=(\S+)/.exec(project.tasks[program].command)?.[1]?.split(",") ?? [];
     assert.deepEqual(allowed.toSorted(), [...names, ...own[program]].toSorted());
   }

@@ -5,7 +5,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { Kafka, logLevel, Partitioners } from "kafkajs";
 import pg from "pg";
 import { silenceTimeoutWarning } from "../lib/kafka.ts";
-import { environmentName, flagNames, type Setting, SETTINGS } from "../lib/setting.ts";
+import { type Setting, SETTINGS, variableNames } from "../lib/setting.ts";
 import { runKafkaTool } from "../local/kafka.ts";
 import { REPOSITORY } from "../local/repository.ts";
 import { taskCommand } from "../local/task.ts";
@@ -68,9 +68,7 @@ export function cleanEnvironment(): Record<string, string> {
   const variables = new Set([
     ...["NAME", "CONFIG_PATH", "KAFKA_TOPIC"],
     ...Object.values(SETTINGS).flatMap((section) =>
-      Object.entries<Setting<unknown>>(section).flatMap(([key, setting]) =>
-        flagNames(key, setting).map(environmentName)
-      )
+      Object.entries<Setting<unknown>>(section).flatMap(([key, setting]) => variableNames(key, setting))
     ),
   ]);
   return {

@@ -1,0 +1,145 @@
+import { ConfigError } from "./error.ts";
+import type { IniSection } from "./ini.ts";
+import { type Setting, SETTINGS, type SiteKey, type SiteValue } from "./setting.ts";
+import { type Given, HIDDEN, parseGiven, type Source } from "./source.ts";
+
+/**
+ * Reads each value of `[defaults]`, since no site may come to take it.
+ *
+ * @throws {ConfigError} for the first that can't be parsed.
+ */
+export function checkDefaults(source: Source): void {
+  for (const [key, setting] of Object.entries<Setting<unknown>>(SETTINGS.website)) {
+    const given = source.siteEntry(undefined, key, setting);
+    if (given !== undefined) parseLines(setting, given, `${key} of [defaults]`);
+  }
+}
+
+function parseLines(setting: Setting<unknown>, given: Given, label: string): unknown[] {
+  return linesOf(setting, given).map((line) => parseGiven(setting, line, label));
+}
+
+/** What is given, value by value. */
+function linesOf({ several }: Setting<unknown>, given: Given): readonly Given[] {
+  return several && given.lines !== undefined ? given.lines : [given];
+}
+
+/** Options of {@linkcode SiteSource}. */
+export interface SiteSourceOptions {
+  /** Name of the site. */
+  readonly name: string;
+  /** Its section; undefined for the one site that `--url` or `URL` gives. */
+  readonly section: IniSection | undefined;
+}
+
+/**
+ * Where the settings of one site come from: flags before environment before its section before `[defaults]`.
+ *
+ * Flags and variables count where `--url` or `URL` gives the site, and those that say so (`everySite` of their
+ * declaration) for each site of the file too.
+ */
+export class SiteSource {
+  /** Name of the site. */
+  readonly name: string;
+  readonly #source: Source;
+  readonly #section: IniSection | undefined;
+  readonly #given = new Map<SiteKey, Given>();
+
+  /** For the site of a section, or of `--url`. */
+  constructor(source: Source, { name, section }: SiteSourceOptions) {
+    this.name = name;
+    this.#source = source;
+    this.#section = section;
+  }
+
+  /**
+   * Value of a setting, which `--check-config` shows then; what is not set gives the default of its declaration, and
+   * where that has none, undefined or no values.
+   *
+   * @throws {ConfigError} when it can't be parsed, or is given by two of its names.
+   */
+  take<K extends SiteKey>(key: K): SiteValue<K> {
+    const setting: Setting<unknown> = SETTINGS.website[key];
+    const given = this.#find(key, setting);
+    if (given === undefined) return (setting.several ? [] : setting.initial) as SiteValue<K>;
+    this.#given.set(key, given);
+    const values = parseLines(setting, given, this.#label(key, given));
+    const [value] = values;
+    this.show(
+      key,
+      setting.several
+        ? linesOf(setting, given).map(({ text }) => text).join("\n")
+        : setting.parse.format?.(value) ?? given.text,
+    );
+    return (setting.several ? values : value) as SiteValue<K>;
+  }
+
+  /** Whether a setting that was taken is given, and not by default. */
+  has(key: SiteKey): boolean {
+    return this.#given.has(key);
+  }
+
+  /** Where a setting that was taken is given, the stronger the greater: not at all, for all sites, for the site, by flag. */
+  precedence(key: SiteKey): number {
+    const given = this.#given.get(key);
+    if (given === undefined) return 0;
+    if (/^(?:--|environment variable )/.test(given.origin)) return 3;
+    return this.#isCommon(key, given) ? 1 : 2;
+  }
+
+  /** Text of a setting that was taken, as it is given. */
+  text(key: SiteKey): string | undefined {
+    return this.#given.get(key)?.text;
+  }
+
+  /** What is wrong with a setting that was taken, for errors: "interval of website 'apache' (config.ini:14)". */
+  label(key: SiteKey): string {
+    const given = this.#given.get(key);
+    return `${this.#label(key, given)} (${given?.origin ?? "default"})`;
+  }
+
+  /**
+   * A setting that was taken can't be used, alone or beside others.
+   *
+   * @param expected What is allowed: "expected tls_key beside it, got none".
+   */
+  refuse(key: SiteKey, expected: string): ConfigError {
+    return new ConfigError(`Cannot use ${this.label(key)}: ${expected}`);
+  }
+
+  /** Whether each site is to be checked only once. */
+  get once(): boolean {
+    return this.#source.commandLine.once;
+  }
+
+  /** Says what is allowed, yet probably not meant. */
+  warn(warning: string): void {
+    this.#source.warnings.push(warning);
+  }
+
+  /** Sets what `--check-config` shows of a setting that was taken; of a secret it shows nothing, whatever this says. */
+  show(key: SiteKey, value: string): void {
+    const setting: Setting<unknown> = SETTINGS.website[key];
+    this.#source.show(`website_${this.name}`, key, {
+      value: setting.secret === "value" ? HIDDEN : value,
+      origin: this.#given.get(key)?.origin ?? "default",
+    });
+  }
+
+  #find(key: SiteKey, setting: Setting<unknown>): Given | undefined {
+    const alone = this.#section === undefined;
+    const { everySite } = setting;
+    return (alone || everySite !== undefined ? this.#source.flag(key, setting) : undefined) ??
+      (alone || everySite === "flag and variable" ? this.#source.variable(key, setting) : undefined) ??
+      this.#source.siteEntry(this.#section, key, setting);
+  }
+
+  #label(key: SiteKey, given: Given | undefined): string {
+    const isCommon = given !== undefined && this.#isCommon(key, given);
+    return isCommon ? `${key} of [defaults]` : `${key} of website '${this.name}'`;
+  }
+
+  #isCommon(key: SiteKey, { origin }: Given): boolean {
+    return origin === this.#source.siteEntry(undefined, key, SETTINGS.website[key])?.origin;
+  }
+}

@@ -1,0 +1,83 @@
+import { flagNames, type Setting, SETTINGS, variableNames } from "../lib/setting.ts";
+
+const INTRODUCTION = `# Configuration
+
+<!-- Made by \`deno task docs\` from lib/setting.ts. -->
+
+Every setting of both programs. Each is taken from its flag, else its environment variable, else the file of
+\`--config-path\` (or \`CONFIG_PATH\`), else the default. \`--check-config\` prints what is set and where it stands, secrets
+hidden, and \`--help\` the flags of a program.
+
+- **Durations** are a number with a unit (\`ms\`, \`s\`, \`m\`, \`h\`, \`d\`), or seconds without: \`500ms\`, \`10s\`, \`1.5m\`, \`20\`.
+- **Bytes** are a number with a unit (\`K\`, \`M\`, \`G\`, \`T\`, by 1,024), or without: \`64K\`, \`1G\`.
+- **Files** begin in the folder where the program is started.
+- **Keys that take several values** take one a line, the further ones indented, and one a flag, which may be repeated.
+  Empty lines and comments count for nothing. Any other key takes its lines as one text.
+- **The file** is read as Python's \`configparser\` reads it: \`#\` and \`;\` begin comments at the beginning of a line alone,
+  \`%(key)s\` stands for another value of the section, \`%%\` for a percent sign.
+`;
+
+const SECTIONS: Readonly<Record<keyof typeof SETTINGS, string>> = {
+  website: `## [website_NAME], [defaults]
+
+A section \`[website_NAME]\` for each site; its name is the topic's and the table's. \`[defaults]\` gives values for all
+sites, and takes every key but \`url\`. An empty value in a site's section takes back what \`[defaults]\` says. \`[DEFAULT]\`
+stands behind both, and gives values for all sections of the file, as in Python.
+
+\`\`\`ini
+[defaults]
+interval = 1m
+tags =
+  team = web
+  stage = production
+
+[website_apache]
+url = https://www.apache.org/
+
+[website_shop]
+url = https://shop.example.com/
+interval = 10s
+tags =
+\`\`\`
+
+With \`--url\` (or \`URL\`), that one site is checked, by the flags below and \`[defaults]\`. Without, only flags with ¹ are
+taken, and variables with ², for every site of the file.
+`,
+  kafka: "## [kafka]\n",
+  postgres: "## [postgres]\n\nRead by the consumer alone.\n",
+  producer: "## [producer]\n\nRead by the producer alone.\n",
+  log: "## [log]\n",
+};
+
+/** The page docs/configuration.md: every setting, from its declaration. */
+export function configurationPage(): string {
+  const sections = Object.entries(SECTIONS).map(([section, text]) => {
+    const settings = Object.entries<Setting<unknown>>(SETTINGS[section as keyof typeof SETTINGS]);
+    return `${text}\n${table([["Key", "Value", "Default", "Meaning", "Flag and variable"], ...settings.map(row)])}`;
+  });
+  return [INTRODUCTION, ...sections].join("\n");
+}
+
+function row([key, setting]: readonly [string, Setting<unknown>]): string[] {
+  const { several, everySite, secret, aliases = [], fallback, meaning, parse } = setting;
+  const names = [key, ...aliases].map((name) => `\`${name}\``).join(", ");
+  const flags = flagNames(key, setting).map((flag) => `\`--${flag}\`${everySite === undefined ? "" : "¹"}`);
+  const variables = variableNames(key, setting)
+    .map((name) => `\`${name}\`${everySite === "flag and variable" ? "²" : ""}`);
+  return [
+    names,
+    several ? `${parse.kind}; several` : parse.kind,
+    fallback,
+    `${meaning}${secret === "value" ? " (never shown)" : ""}`,
+    [...flags, ...variables].join(", "),
+  ];
+}
+
+/** Table in Markdown, with the columns aligned as `deno fmt` aligns them. */
+function table(rows: readonly string[][]): string {
+  const escaped = rows.map((cells) => cells.map((cell) => cell.replaceAll("|", "\\|")));
+  const widths = escaped[0]!.map((_, column) => Math.max(...escaped.map((cells) => cells[column]!.length)));
+  const lines = escaped.map((cells) => cells.map((cell, column) => cell.padEnd(widths[column]!)));
+  const rule = widths.map((width) => "-".repeat(width));
+  return [lines[0]!, rule, ...lines.slice(1)].map((cells) => `| ${cells.join(" | ")} |\n`).join("");
+}
