@@ -5,6 +5,7 @@ import { Lateness } from "./lateness.ts";
 import type { Log } from "./log.ts";
 import { isWithin, MAINTENANCE_TAG } from "./maintenance.ts";
 import type { Metric } from "./metric.ts";
+import { NameGate } from "./name_gate.ts";
 import { describeOutOfFiles, fitOpenFiles, isOutOfFiles } from "./open_files.ts";
 import type { Due } from "./schedule.ts";
 import { type SlotLimits, Slots } from "./slots.ts";
@@ -33,6 +34,7 @@ export class Checker implements Disposable {
   readonly #evaluator = new Evaluator();
   readonly #bodies = new Map<string, string>();
   readonly #lateness = new Lateness();
+  readonly #gate = new NameGate();
   readonly #slots: Slots;
   readonly #options: CheckerOptions;
   readonly #reports: ReturnType<typeof setInterval>;
@@ -73,19 +75,22 @@ export class Checker implements Disposable {
     }
     let isDown: boolean | undefined;
     try {
-      const { host } = new URL(site.url);
+      const { host, hostname } = new URL(site.url);
       const attempts = checkWithRetries(site, {
         scheduledAt,
         signal,
         client: this.#client,
         evaluator: this.#evaluator,
         bodies: this.#bodies,
-        attemptOnce: (site, options) =>
-          this.#slots.run(host, () => {
+        attemptOnce: (site, options) => {
+          const begin = () => {
             signal.throwIfAborted();
             if (options.attempt === 1) this.#lateness.add(performance.now() - dueAt);
             return check(site, options);
-          }),
+          };
+          const { timeoutMs } = site;
+          return this.#gate.pass(hostname, () => this.#slots.run(host, begin), { timeoutMs, signal });
+        },
       });
       for await (const metric of attempts) {
         deliver(isMaintained ? { ...metric, tags: { ...site.tags, [MAINTENANCE_TAG]: "true" } } : metric);
