@@ -1,5 +1,6 @@
 import pLimit from "p-limit";
-import { check, createCheckClient } from "./lib/check.ts";
+import { check } from "./lib/check.ts";
+import { Clients } from "./lib/client.ts";
 import { type ProducerConfig, readProducerConfig, type Site } from "./lib/config.ts";
 import { print } from "./lib/log.ts";
 import { encodeMetric, type Metric } from "./lib/metric.ts";
@@ -18,7 +19,7 @@ const SHUTDOWN_DRAIN_MS = 4_500;
 /** Checks sites and publishes every result, by way of the spool. */
 async function produce({ config, commandLine, log, signal }: Context<ProducerConfig>): Promise<number> {
   if (commandLine.refused !== undefined) return dealWithRefused(commandLine.refused, config.spool.path);
-  using client = createCheckClient();
+  using clients = new Clients();
   using spool = config.kafka === null ? null : openSpool(config.spool, { log });
   const publishing = spool === null ? null : new Publishing(config.kafka!, { spool, log });
   const givenUp = afterAbort(signal, GRACE_MS);
@@ -35,7 +36,7 @@ async function produce({ config, commandLine, log, signal }: Context<ProducerCon
 
   async function checkSite({ item: site, scheduledAt }: Due<Site>): Promise<void> {
     try {
-      deliver(await check(site, { scheduledAt, signal: givenUp, client }));
+      deliver(await check(site, { scheduledAt, signal: givenUp, client: clients.get(site.client) }));
     } catch (error) {
       if (error instanceof Deno.errors.BrokenPipe) throw error;
       if (givenUp.aborted) return log.info("Gave up the check of '{name}'", { name: site.name });

@@ -10,7 +10,7 @@ export interface CheckOptions {
   readonly scheduledAt: Date;
   /** Ends the check; it rejects with the reason then, since an end of ours says nothing of the site. */
   readonly signal?: AbortSignal;
-  /** Client of the exchange, see {@linkcode createCheckClient}. */
+  /** Client of the exchange, made with the site's settings. */
   readonly client: Deno.HttpClient;
   /** Does the exchange. */
   readonly fetch?: typeof globalThis.fetch;
@@ -18,14 +18,6 @@ export interface CheckOptions {
 
 /** Of a longer body, the pattern sees this much; all of it is read, counted and hashed. */
 const MAX_PATTERN_BYTES = 16 * 1024 * 1024;
-
-/**
- * Client that makes a new connection for each request: a check over a kept one would say nothing of the name, the port
- * or the certificate.
- */
-export function createCheckClient(): Deno.HttpClient {
-  return Deno.createHttpClient({ poolMaxIdlePerHost: 0 });
-}
 
 /**
  * Checks a site once.

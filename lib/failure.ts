@@ -18,6 +18,14 @@ export class RedirectError extends Error {
   }
 }
 
+/** A response that takes longer, or is longer, than the site may. */
+export class LimitError extends Error {
+  /** With the class that it is of. */
+  constructor(readonly kind: Extract<CheckError, "first_byte_timeout" | "body_too_large">, message: string) {
+    super(message);
+  }
+}
+
 /**
  * Failures of fetch by a part of their text, first match first, since Deno gives no codes; all others are `protocol`. A
  * test pins each against a real server.
@@ -53,8 +61,10 @@ export function describeFailure(
   { timeoutMs }: Site,
 ): { error: CheckError; phase: Phase; message: string } {
   if (error instanceof RedirectError) return { error: error.kind, phase: "first_byte", message: error.message };
+  if (error instanceof LimitError) return { error: error.kind, phase, message: error.message };
   if (error instanceof DOMException && error.name === "TimeoutError") {
-    return { error: "timeout", phase, message: `no complete response within ${timeoutMs} ms` };
+    const kind = phase === "download" ? "body_timeout" : "timeout";
+    return { error: kind, phase, message: `no complete response within ${timeoutMs} ms` };
   }
   const message = plainMessage(error);
   const known = FAILURES.find(({ text }) => text.test(message));
