@@ -23,7 +23,8 @@ const MAX_PATTERN_BYTES = 16 * 1024 * 1024;
  * Checks a site once.
  *
  * @returns The metric; a site that is down is a result, not an error.
- * @throws A fault of ours: `Deno.errors.NotCapable` for a missing permission, or the signal's reason.
+ * @throws A fault of ours: `Deno.errors.NotCapable` for a missing permission, a proxy that is away, or the signal's
+ * reason.
  */
 export async function check(
   site: Site,
@@ -40,7 +41,7 @@ export async function check(
   });
   if (exchange.failure !== null) {
     signal?.throwIfAborted();
-    throwIfOurs(exchange.failure);
+    throwIfOurs(exchange.failure, site);
   }
   return judge(site, exchange, { ...clock, scheduledAt });
 }

@@ -96,14 +96,23 @@ function certificateTime(_: string, bound: string, seconds: string): string {
 /** Failures of this machine, by a part of their text: permissions of the system, files, ports and memory that ran out. */
 const OURS_REGEXP = /tcp (?!connect error)[\w ]+ error:|\(os error (?:1|12|13|23|24|99|105)\)/;
 
+/** Failures to reach a proxy, by a part of their text: where there is one, the runtime itself connects to nothing else. */
+const PROXY_REGEXP =
+  /client error \(Connect\): (?:tcp connect error|dns error|proxy authentication required|Proxy server unreachable)/;
+
 /**
  * A missing permission is the operator's fault, in each of its disguises: it is a `NotCapable`, or stands in the cause of
- * a failed fetch when the name resolved to an address that is denied.
+ * a failed fetch when the name resolved to an address that is denied. So is a proxy that does not let us in or is away.
  */
-export function throwIfOurs({ error }: Failure): void {
+export function throwIfOurs({ error }: Failure, { client: { proxy } }: Site): void {
   if (error instanceof Deno.errors.NotCapable) throw error;
   const message = errorMessage(error);
   const permission = /Requires \w+ access to .*/.exec(message);
   if (permission !== null) throw new Deno.errors.NotCapable(permission[0], { cause: error });
   if (OURS_REGEXP.test(message)) throw error;
+  if (proxy !== null && PROXY_REGEXP.test(message)) {
+    throw new Error(`Cannot reach the proxy ${proxy.url}: ${plainMessage(error).replaceAll(NOISE_REGEXP, "")}`, {
+      cause: error,
+    });
+  }
 }

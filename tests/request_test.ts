@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { createServer as createHttpServer, type IncomingMessage, type ServerResponse } from "node:http";
-import { createSecureServer, createServer as createHttp2Server } from "node:http2";
 import { createServer as createHttpsServer, type ServerOptions } from "node:https";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { createGzip, gzipSync } from "node:zlib";
@@ -11,6 +10,7 @@ import { parseCommandLine } from "../lib/command.ts";
 import { readProducerConfig } from "../lib/config.ts";
 import type { Metric } from "../lib/metric.ts";
 import { createAuthority } from "../local/certificate.ts";
+import { freePorts } from "../local/port.ts";
 import { runProgram, temporaryFile } from "./support.ts";
 
 const authority = await createAuthority("site_checker request tests");
@@ -292,6 +292,35 @@ Deno.test("proxy may speak SOCKS 5, and looks the name up itself", async () => {
   assert.deepEqual(proxy.asked, ["somewhere.invalid"]);
 });
 
+Deno.test("a proxy that is away, or does not let us in, says nothing of the site", async () => {
+  await using site = await serve();
+  await using strict = await serve((_, response) => response.end());
+  const [port] = await freePorts(1);
+  for (const scheme of ["http", "socks5"]) {
+    await assert.rejects(checkUrl(site.url, `--proxy=${scheme}://me:hunter2@127.0.0.1:${port}`), (error: Error) => {
+      assert.match(error.message, new RegExp(`^Cannot reach the proxy ${scheme}://127\\.0\\.0\\.1:${port}: `));
+      assert.doesNotMatch(Deno.inspect(error), /hunter2/);
+      return true;
+    });
+  }
+  await assert.rejects(checkUrl(site.url, "--proxy=http://nowhere.invalid:3128"), /^Error: Cannot reach the proxy/);
+  // A server that refuses to be a proxy: node's own answers CONNECT by closing.
+  assert.equal((await checkUrl(`https://127.0.0.1:${port}/`, `--proxy=${strict.url}`)).verdict, "down");
+  await using asking = await serveAsking();
+  await assert.rejects(checkUrl(`https://127.0.0.1:${port}/`, `--proxy=http://127.0.0.1:${asking.port}`), {
+    message: `Cannot reach the proxy http://127.0.0.1:${asking.port}: proxy authentication required`,
+  });
+});
+
+/** A proxy that asks everyone for a password. */
+function serveAsking(): Promise<Listening> {
+  const server = createHttpServer();
+  server.on("connect", (_: IncomingMessage, socket: Socket) => {
+    socket.end("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n");
+  });
+  return listen(server);
+}
+
 Deno.test("HTTP_PROXY of the environment is not followed, and said so", async () => {
   await using proxy = await serveProxy();
   await using site = await serve();
@@ -315,22 +344,29 @@ Deno.test("NO_PROXY of the environment keeps no check from the proxy of its site
 
 Deno.test.each(
   [
-    { mode: "auto", secure: "2.0", plain: "protocol" },
-    { mode: "off", secure: "1.1", plain: "protocol" },
-    { mode: "only", secure: "2.0", plain: "2.0" },
+    { mode: "auto", secure: "2", plain: "1.1" },
+    { mode: "off", secure: "1.1", plain: "1.1" },
+    { mode: "only", secure: "2", plain: "2" },
   ] as const,
-)("http2 = $mode speaks it over https, and over http only where it is told to", async ({ mode, secure, plain }) => {
-  const answer: Answer = ({ headers: _ }, response) => response.end(`version ${response.req.httpVersion}`);
-  const handle = (request: unknown, response: unknown) => answer(request as Seen, response as ServerResponse);
-  const { certificate: cert, key } = identity;
-  await using tls = await listen(createSecureServer({ cert, key, allowHTTP1: true }, handle) as unknown as Server);
-  await using clear = await listen(createHttp2Server(handle) as unknown as Server);
+)("http2 = $mode speaks HTTP/$secure over https and HTTP/$plain over http", async ({ mode, secure, plain }) => {
   await using ca = await temporaryFile("ca.pem", authority.certificate);
-  const args = [`--http2=${mode}`, "--tls-ca", ca.path];
-  const overTls = await checkUrl(`https://localhost:${tls.port}/`, ...args, `--regex=version ${secure}`);
-  assert.deepEqual([overTls.verdict, overTls.error], ["up", null]);
-  const overHttp = await checkUrl(`http://localhost:${clear.port}/`, ...args, `--regex=version ${plain}`);
-  assert.equal(overHttp.error, plain === "protocol" ? "protocol" : null);
+  const tls = { cert: identity.certificate, key: identity.key };
+  for (
+    const { scheme, version, options } of [
+      { scheme: "https", version: secure, options: tls },
+      { scheme: "http", version: plain, options: {} },
+    ]
+  ) {
+    // HTTP/2 has :authority in the place of the header host (RFC 9113, 8.3.1). A server of node:http2 would say more, but
+    // Deno 2.9.6 dies of it now and then when a client says goodbye.
+    await using site = Deno.serve(
+      { hostname: "127.0.0.1", port: 0, onListen: () => {}, ...options },
+      ({ headers }) => new Response(`HTTP/${headers.has("host") ? "1.1" : "2"}.`),
+    );
+    const args = [`--http2=${mode}`, "--tls-ca", ca.path, `--regex=HTTP/${version}\\.`];
+    const { verdict, error } = await checkUrl(`${scheme}://localhost:${site.addr.port}/`, ...args);
+    assert.deepEqual([verdict, error], ["up", null]);
+  }
 });
 
 Deno.test("ip_version keeps to its version", async () => {
