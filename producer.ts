@@ -1,7 +1,8 @@
 import pLimit from "p-limit";
-import { check } from "./lib/check.ts";
+import { checkWithRetries } from "./lib/check.ts";
 import { Clients } from "./lib/client.ts";
 import { type ProducerConfig, readProducerConfig, type Site } from "./lib/config.ts";
+import { Evaluator } from "./lib/evaluator.ts";
 import { print } from "./lib/log.ts";
 import { encodeMetric, type Metric } from "./lib/metric.ts";
 import { type Context, runProgram } from "./lib/program.ts";
@@ -20,6 +21,8 @@ const SHUTDOWN_DRAIN_MS = 4_500;
 async function produce({ config, commandLine, log, signal }: Context<ProducerConfig>): Promise<number> {
   if (commandLine.refused !== undefined) return dealWithRefused(commandLine.refused, config.spool.path);
   using clients = new Clients();
+  using evaluator = new Evaluator();
+  const bodies = new Map<string, string>();
   using spool = config.kafka === null ? null : openSpool(config.spool, { log });
   const publishing = spool === null ? null : new Publishing(config.kafka!, { spool, log });
   const givenUp = afterAbort(signal, GRACE_MS);
@@ -36,7 +39,8 @@ async function produce({ config, commandLine, log, signal }: Context<ProducerCon
 
   async function checkSite({ item: site, scheduledAt }: Due<Site>): Promise<void> {
     try {
-      deliver(await check(site, { scheduledAt, signal: givenUp, client: clients.get(site.client) }));
+      const options = { scheduledAt, signal: givenUp, client: clients.get(site.client), evaluator, bodies };
+      for await (const metric of checkWithRetries(site, options)) deliver(metric);
     } catch (error) {
       if (error instanceof Deno.errors.BrokenPipe) throw error;
       if (givenUp.aborted) return log.info("Gave up the check of '{name}'", { name: site.name });

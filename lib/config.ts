@@ -2,6 +2,7 @@ import { unescape } from "node:querystring";
 import { type CertificateFile, keyFits, readCertificateFile, readKeyFile } from "./certificate_file.ts";
 import type { CommandLine } from "./command.ts";
 import { ConfigError } from "./error.ts";
+import type { Expectations } from "./expectation.ts";
 import type { LOG_LEVELS } from "./log.ts";
 import { flagNames, type Setting, SETTINGS, type SPOOL_SYNCS, type SSL_MODES } from "./setting.ts";
 import { type ClientSettings, PROXY_VARIABLES, readClientSettings } from "./client.ts";
@@ -24,10 +25,16 @@ export interface Site {
   readonly client: ClientSettings;
   /** What is not waited for, read or followed. */
   readonly limits: Limits;
-  /** Pattern as written. */
+  /** Patterns that the body must match, as written, one a line. */
   readonly regex: string | null;
-  /** Pattern, compiled. */
-  readonly pattern: RegExp | null;
+  /** What it is expected to be like. */
+  readonly expectations: Expectations;
+  /** Attempts after a first one that finds it down. */
+  readonly retries: number;
+  /** Time from the end of one attempt to the start of the next, in ms. */
+  readonly retryIntervalMs: number;
+  /** Bytes of the response to keep where it fails. */
+  readonly excerptBytes: number;
   /** Time from start to start, in ms. */
   readonly intervalMs: number;
   /** Time that a check may take, in ms. */
@@ -200,6 +207,8 @@ const DEFAULT_TLS_FILES = {
 const DEFAULT_TIMEOUT_MS = 10_000;
 /** A timeout equal to the interval would make a site that hangs miss every second check. */
 const DEFAULT_TIMEOUT_SHARE = 0.8;
+/** Keys that look for something in the body. */
+const BODY_KEYS = ["regex", "json", "min_bytes", "unchanged"] as const;
 const DEFAULT_DRAIN_TIMEOUT_MS = 30_000;
 const DEFAULT_SPOOL = { path: "./spool/site_checker.db", maxBytes: 1024 ** 3, maxAgeMs: 7 * 24 * 3_600_000 } as const;
 const DEFAULT_GROUP_ID = "site_checker";
@@ -397,7 +406,6 @@ async function createSite(site: SiteSource, identity: Identity): Promise<Site> {
   const url = site.take("url")!;
   const { address, authorization } = splitCredentials(url);
   site.show("url", authorization === null ? address : address.replace("://", `://${HIDDEN}@`));
-  const pattern = site.take("regex") ?? null;
   const intervalMs = site.take("interval");
   site.show("interval", formatDuration(intervalMs));
   const timeoutMs = site.take("timeout") ??
@@ -410,17 +418,22 @@ async function createSite(site: SiteSource, identity: Identity): Promise<Site> {
     );
   }
   const request = await readRequest(site, authorization);
-  if (pattern !== null && request.method === "HEAD") {
-    throw site.refuse("regex", "expected a method other than HEAD beside it, whose answer has no body");
+  const expectations = readExpectations(site, { url, timeoutMs });
+  const ofBody = BODY_KEYS.find((key) => site.has(key));
+  if (request.method === "HEAD" && ofBody !== undefined) {
+    throw site.refuse(ofBody, "expected a method other than HEAD beside it, whose answer has no body");
   }
+  const patterns = expectations.texts.flatMap((text) => text.error === "regex" ? [text.pattern.text] : []);
   return {
     name: site.name,
     url: address,
     request,
     client: await readClientSettings(site),
-    limits: readLimits(site, timeoutMs),
-    regex: site.text("regex") ?? null,
-    pattern,
+    limits: readRequestLimits(site, timeoutMs),
+    regex: patterns.length === 0 ? null : patterns.join("\n"),
+    expectations,
+    ...readRetries(site, { intervalMs, timeoutMs }),
+    excerptBytes: site.take("excerpt") ?? 0,
     intervalMs,
     timeoutMs,
     tags: readTags(site),
@@ -428,7 +441,8 @@ async function createSite(site: SiteSource, identity: Identity): Promise<Site> {
   };
 }
 
-function readLimits(site: SiteSource, timeoutMs: number): Limits {
+/** What is not waited for, read or followed. */
+function readRequestLimits(site: SiteSource, timeoutMs: number): Limits {
   const within = (key: "connect_timeout" | "first_byte_timeout") => {
     const limitMs = site.take(key) ?? null;
     if (limitMs !== null && limitMs > timeoutMs) {
@@ -445,6 +459,97 @@ function readLimits(site: SiteSource, timeoutMs: number): Limits {
     readBytes: site.take("read_limit"),
     maxRedirects: site.take("max_redirects"),
   };
+}
+
+/** What the site is expected to be like. */
+function readExpectations(site: SiteSource, { url, timeoutMs }: { url: URL; timeoutMs: number }): Expectations {
+  const regex = site.take("regex");
+  const absent = site.take("regex_absent");
+  const expectedHeader = site.take("expected_header");
+  const forbiddenHeader = site.take("forbidden_header");
+  const json = site.take("json");
+  const twin = absent.find(({ text }) => regex.some((other) => other.text === text));
+  if (twin !== undefined) {
+    throw site.refuse("regex_absent", `expected a pattern that is not in regex, got '${twin.text}'`);
+  }
+  const headerTwin = forbiddenHeader.find((header) =>
+    expectedHeader.some((other) => other.name === header.name && other.pattern?.text === header.pattern?.text)
+  );
+  if (headerTwin !== undefined) {
+    throw site.refuse("forbidden_header", `expected a header that is not in expected_header, got '${headerTwin.name}'`);
+  }
+  const texts = [
+    ...regex.map((pattern) => ({ error: "regex", pattern } as const)),
+    ...absent.map((pattern) => ({ error: "regex_absent", pattern } as const)),
+    ...expectedHeader.map((header) => ({ error: "header", ...header, wanted: true } as const)),
+    ...forbiddenHeader.map((header) => ({ error: "header", ...header, wanted: false } as const)),
+    ...json.map((expression) => ({ error: "json", expression } as const)),
+  ];
+  const status = site.take("expected_status");
+  const unchanged = site.take("unchanged");
+  return { status, texts, unchanged, ...readLimits(site, timeoutMs), ...readConnectionExpectations(site, url) };
+}
+
+type LimitExpectations = Pick<Expectations, "maxResponseTimeMs" | "degradedAfterMs" | "minBytes" | "maxBytes">;
+
+function readLimits(site: SiteSource, timeoutMs: number): LimitExpectations {
+  const maxResponseTimeMs = site.take("max_response_time") ?? null;
+  const degradedAfterMs = site.take("degraded_after") ?? null;
+  const minBytes = site.take("min_bytes") ?? null;
+  const maxBytes = site.take("max_bytes") ?? null;
+  for (const [key, ms] of [["max_response_time", maxResponseTimeMs], ["degraded_after", degradedAfterMs]] as const) {
+    if (ms !== null && ms >= timeoutMs) {
+      throw site.refuse(
+        key,
+        `expected less than timeout, which is ${formatDuration(timeoutMs)}, got ${formatDuration(ms)}`,
+      );
+    }
+  }
+  if (maxResponseTimeMs !== null && degradedAfterMs !== null && degradedAfterMs >= maxResponseTimeMs) {
+    const limit = formatDuration(maxResponseTimeMs);
+    const got = formatDuration(degradedAfterMs);
+    throw site.refuse("degraded_after", `expected less than max_response_time, which is ${limit}, got ${got}`);
+  }
+  if (minBytes !== null && maxBytes !== null && minBytes > maxBytes) {
+    const got = formatBytes(minBytes);
+    throw site.refuse("min_bytes", `expected at most max_bytes, which is ${formatBytes(maxBytes)}, got ${got}`);
+  }
+  return { maxResponseTimeMs, degradedAfterMs, minBytes, maxBytes };
+}
+
+type ConnectionExpectations = Pick<Expectations, "minCertDays" | "warnCertDays" | "minTlsVersion">;
+
+function readConnectionExpectations(site: SiteSource, { protocol }: URL): ConnectionExpectations {
+  const minCertDays = site.take("min_cert_days") ?? null;
+  const warnCertDays = site.take("warn_cert_days") ?? null;
+  const minTlsVersion = site.take("min_tls_version") ?? null;
+  if (minCertDays !== null && warnCertDays !== null && warnCertDays <= minCertDays) {
+    throw site.refuse(
+      "warn_cert_days",
+      `expected more than min_cert_days, which is ${minCertDays}, got ${warnCertDays}`,
+    );
+  }
+  for (const key of ["min_cert_days", "warn_cert_days", "min_tls_version"] as const) {
+    if (protocol === "http:" && site.has(key)) site.warn(`${site.label(key)} has no effect: the address is http://`);
+  }
+  return { minCertDays, warnCertDays, minTlsVersion };
+}
+
+/** Further attempts. */
+function readRetries(
+  site: SiteSource,
+  { intervalMs, timeoutMs }: Pick<Site, "intervalMs" | "timeoutMs">,
+): Pick<Site, "retries" | "retryIntervalMs"> {
+  const retries = site.take("retries");
+  const retryIntervalMs = site.take("retry_interval");
+  const longestMs = timeoutMs + retries * (retryIntervalMs + timeoutMs);
+  if (retries > 0 && longestMs > intervalMs && !site.once) {
+    site.warn(
+      `retries of website '${site.name}' may take ${formatDuration(longestMs)}, longer than its interval ` +
+        `(${formatDuration(intervalMs)}): while it is down, checks are left out`,
+    );
+  }
+  return { retries, retryIntervalMs };
 }
 
 /** Tags by key. */

@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import type { Limits, Site } from "./config.ts";
+import type { EncodedText } from "./evaluation.ts";
 import { type Failure, LimitError, RedirectError } from "./failure.ts";
 import type { Phase } from "./metric.ts";
 import { isBlockedPort } from "./value.ts";
@@ -30,6 +31,8 @@ export interface PreparedRequest {
 export interface Exchange {
   /** Status of the last response. */
   status: number | null;
+  /** Headers of the last response; null also where that is a redirect that was followed or refused. */
+  headers: Headers | null;
   /** Redirects that were followed. */
   redirects: number;
   /** Address that they led to. */
@@ -44,16 +47,12 @@ export interface Exchange {
   failure: Failure | null;
 }
 
-/** A body that was read to its end. */
-export interface Body {
+/** A body that was read to its end; its beginning is kept, as far as it was to be. */
+export interface Body extends EncodedText {
   /** Its length, in bytes. */
   readonly bytes: number;
   /** Its SHA-256, in hex. */
   readonly sha256: string;
-  /** Its beginning, as far as it was to be kept. */
-  readonly kept: readonly Uint8Array[];
-  /** Its type, as the header says. */
-  readonly contentType: string | null;
 }
 
 /** What is to be sent to a site. */
@@ -88,6 +87,7 @@ export async function exchangeOver(
 ): Promise<Exchange> {
   const exchange: Exchange = {
     status: null,
+    headers: null,
     redirects: 0,
     finalUrl: null,
     firstByteMs: null,
@@ -111,6 +111,7 @@ export async function exchangeOver(
       const location = follow ? response.headers.get("location") : null;
       if (location === null) {
         head.clear();
+        exchange.headers = response.headers;
         exchange.body = await readBody(response, { keepBytes, maxBytes: limits.readBytes });
         exchange.totalMs = performance.now() - start;
         return exchange;

@@ -106,9 +106,9 @@ export const COLUMNS = {
   location: { type: "text", meaning: "Where the producer stands; null where that is not configured." },
   producer: { type: "text", meaning: "Which producer it was; null where that is not configured." },
   verdict: { type: "text", required: true, values: VERDICTS, meaning: "What the check comes to." },
-  error: { type: "text", values: ERRORS, meaning: "Reason of the failure; null where the check passed." },
-  failed_phase: { type: "text", values: PHASES, meaning: "Part that failed; null where the check passed." },
-  error_message: { type: "text", meaning: "The failure in words; null where the check passed." },
+  error: { type: "text", values: ERRORS, meaning: "Reason why the site is not up; null where it is." },
+  failed_phase: { type: "text", values: PHASES, meaning: "Part that failed; null as with error." },
+  error_message: { type: "text", meaning: "All that failed, in words; null as with error." },
   attempt: { type: "integer", required: true, meaning: "Number of the attempt, from 1." },
   final: { type: "boolean", required: true, meaning: "Whether it is the last attempt, the one that counts." },
   status_code: { type: "integer", meaning: "Status of the last response; null where none came." },
@@ -133,8 +133,11 @@ export const COLUMNS = {
     unit: "ms",
     meaning: "From the head of the last response to the end of its body; null where the end was not reached.",
   },
-  regex: { type: "text", meaning: "Pattern that the body must match; null where none is configured." },
-  has_regex: { type: "boolean", meaning: "Whether it matched; null without a pattern and where no body was read." },
+  regex: { type: "text", meaning: "Patterns that the body must match, one a line; null where none is configured." },
+  has_regex: {
+    type: "boolean",
+    meaning: "Whether all of them matched; null without a pattern, without a body, and where no answer came in time.",
+  },
   ip: {
     type: "inet",
     meaning: "Address of the server; null where the connection was not looked at beside this check.",
@@ -163,7 +166,10 @@ export const COLUMNS = {
     meaning: "Each expectation that was not met, as {expectation, expected, actual}; null where all were met.",
   },
   tags: { type: "jsonb", meaning: "Tags of the site; null where none are configured." },
-  excerpt: { type: "text", meaning: "Piece of the response; null where it is not asked for." },
+  excerpt: {
+    type: "text",
+    meaning: "Piece of the response of a check that failed: status, headers, body; null where it is not asked for.",
+  },
 } as const satisfies Record<string, Column>;
 
 /** Names of a metric's properties, in the order of the columns. */

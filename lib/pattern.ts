@@ -1,3 +1,13 @@
+/** A pattern that a text is searched for. */
+export interface Pattern {
+  /** As it was written. */
+  readonly text: string;
+  /** Compiled. */
+  readonly regexp: RegExp;
+  /** Whether it is proven to be quick, see {@linkcode isLinear}. */
+  readonly linear: boolean;
+}
+
 const GLOBAL_FLAGS_REGEXP = /^(?:\(\?[a-zA-Z]+\))+/;
 const START_OF_TEXT = "(?<![\\s\\S])";
 const END_OF_TEXT = "(?![\\s\\S])";
@@ -46,6 +56,12 @@ export function compilePattern(text: string): RegExp {
     const reason = error instanceof Error ? error.message.replace(/^Invalid regular expression: .*: /s, "") : "";
     throw new SyntaxError(`expected a regular expression (${reason})`, { cause: error });
   }
+}
+
+/** A pattern with what is known of it, see {@linkcode compilePattern}. */
+export function readPattern(text: string): Pattern {
+  const regexp = compilePattern(text);
+  return { text, regexp, linear: isLinear(regexp) };
 }
 
 /** Rewrites what Python spells differently, outside of character classes and escapes. */
@@ -103,5 +119,32 @@ function refuseAmbiguity(rest: string): void {
     if (match !== undefined) {
       throw new SyntaxError(`expected ${advice} instead of ${match}, which JavaScript and Python read differently`);
     }
+  }
+}
+
+const ESCAPE_OR_CLASS_REGEXP = /\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]/gs;
+/** Of parts that may match in two ways, as many as are tried in no time at each place of a text: 2⁶ ways. */
+const MAX_BRANCHES = 6;
+
+/**
+ * Whether it is proven that the pattern takes a time that grows with the length of the text and no faster: nothing of it
+ * repeats, or V8's linear engine takes it. That engine is there to be asked with the V8 flag
+ * `--enable-experimental-regexp-engine`; without it, or with the flags i and u, patterns that repeat are not proven.
+ *
+ * @example
+ * ```ts
+ * import assert from "node:assert/strict";
+ *
+ * assert.ok(isLinear(/It works|Up/i));
+ * assert.ok(!isLinear(/^(\w+\s?)*$/i));
+ * ```
+ */
+export function isLinear({ source, flags }: RegExp): boolean {
+  const bare = source.replaceAll(ESCAPE_OR_CLASS_REGEXP, "x");
+  if (!/[*+{]/.test(bare) && bare.split(/[?|]/).length - 1 <= MAX_BRANCHES) return true;
+  try {
+    return new RegExp(source, flags + "l").source === source;
+  } catch {
+    return false;
   }
 }

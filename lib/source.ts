@@ -358,7 +358,9 @@ function keysOf(section: string): string[] {
     .flatMap(([key, { aliases = [] }]) => [key, ...aliases]);
 }
 
-/** Keys whose lines are values of their own, and may look like anything. */
+/** Keys whose lines are values of their own, and may well look like a key with a value; patterns hardly ever do. */
 const LIST_KEYS: ReadonlySet<string> = new Set(
-  Object.entries<Setting<unknown>>(SETTINGS.website).filter(([, { several }]) => several).map(([key]) => key),
+  Object.entries<Setting<unknown>>(SETTINGS.website)
+    .filter(([, { several, parse }]) => several && parse.kind !== "regular expression")
+    .map(([key]) => key),
 );

@@ -5,7 +5,8 @@
  * @module
  */
 
-import { compilePattern } from "./pattern.ts";
+import jsonata from "jsonata";
+import { type Pattern, readPattern } from "./pattern.ts";
 
 /** Turns a setting's text into its value, or throws an error that says what is allowed. */
 export interface ParseValue<T> {
@@ -24,6 +25,10 @@ const HOST_REGEXP = /^(?:[\p{L}\p{N}_.-]+|[\da-fA-F]*:[\da-fA-F]*:[\da-fA-F:.]*(
 /** A host with a port or an address in brackets; anything else is a host alone. */
 const HOST_PORT_REGEXP = /^(?:\[(?<bracketed>[^\]]+)\]|(?<bare>[^:]+)(?=:))(?::(?<port>\d{1,5}))?$/;
 const SERVER_REGEXP = /^(?<host>[\p{L}\p{N}_.-]+)(?::(?<port>\d{1,5}))?$/u;
+/** Name as RFC 9110 has it, section 5.6.2, and what stands behind a colon. */
+const HEADER_REGEXP = /^([\w!#$%&'*+.^`|~-]+)\s*(?:(:)\s*(.*))?$/s;
+const STATUS_RANGE_REGEXP = /^(\d{3})(?:\s*-\s*(\d{3}))?$/;
+const SHA256_REGEXP = /^[\da-f]{64}$/;
 /** RFC 9110, 5.6.2 "token" and 5.5 "field-value", to which obs-text belongs as far as it is Latin-1. */
 const HEADER_NAME_REGEXP = /^[!#$%&'*+.^_`|~\w-]+$/;
 const HEADER_VALUE_REGEXP = /^[\t\x20-\x7e\x80-\xff]*$/;
@@ -85,13 +90,16 @@ export function formatDuration(ms: number): string {
  * assert.deepEqual(["4096", "64M", "1.5 GiB"].map(byteSize(1)), [4_096, 67_108_864, 1_610_612_736]);
  * ```
  */
-export function byteSize(min: number): ParseValue<number> {
-  return parser(`bytes, at least ${formatBytes(min)}`, (text) => {
+export function byteSize(min: number, max: number = Number.MAX_SAFE_INTEGER): ParseValue<number> {
+  const limits = max === Number.MAX_SAFE_INTEGER
+    ? `at least ${formatBytes(min)}`
+    : `${formatBytes(min)} to ${formatBytes(max)}`;
+  return parser(`bytes, ${limits}`, (text) => {
     const match = BYTES_REGEXP.exec(text.trim())?.groups;
     if (match === undefined) throw new SyntaxError("expected a number of bytes such as 512M or 1G");
     const power = match["unit"] === undefined ? 0 : BYTE_UNITS.indexOf(match["unit"].toUpperCase()) + 1;
     const bytes = Math.round(Number(match["amount"]) * 1024 ** power);
-    if (bytes < min || bytes > Number.MAX_SAFE_INTEGER) throw new RangeError(`expected at least ${formatBytes(min)}`);
+    if (bytes < min || bytes > max) throw new RangeError(`expected ${limits}`);
     return bytes;
   }, formatBytes);
 }
@@ -233,11 +241,89 @@ export function proxyUrl(): ParseValue<URL> {
   });
 }
 
-/** Parser of a regular expression that is not empty, see {@linkcode compilePattern}. */
-export function pattern(): ParseValue<RegExp> {
+/** Parser of a regular expression that is not empty, see `compilePattern()`. */
+export function pattern(): ParseValue<Pattern> {
   return parser("regular expression", (value) => {
     if (value === "") throw new SyntaxError("expected a regular expression that is not empty");
-    return compilePattern(value);
+    return readPattern(value);
+  });
+}
+
+/** A header, and what its value is searched for; null: it need only be there. */
+export interface HeaderPattern {
+  /** Name, in lower case. */
+  readonly name: string;
+  /** Pattern. */
+  readonly pattern: Pattern | null;
+}
+
+/** Parser of the name of a header, with a pattern for its value behind a colon if need be: `content-type: ^text/html`. */
+export function headerPattern(): ParseValue<HeaderPattern> {
+  return parser("name, or name: pattern", (value) => {
+    const [, name, colon, text = ""] = HEADER_REGEXP.exec(value) ?? [];
+    if (name === undefined) throw new SyntaxError("expected the name of a header, or name: pattern");
+    if (colon !== undefined && text === "") throw new SyntaxError("expected a regular expression behind the colon");
+    return { name: name.toLowerCase(), pattern: colon === undefined ? null : readPattern(text) };
+  });
+}
+
+/** Statuses from one to another, both included. */
+export interface StatusRange {
+  /** First one. */
+  readonly from: number;
+  /** Last one. */
+  readonly to: number;
+}
+
+/**
+ * Parser of statuses: single ones and ranges, separated by commas.
+ *
+ * @example
+ * ```ts
+ * import assert from "node:assert/strict";
+ *
+ * assert.deepEqual(statusRanges()("200-299,401"), [{ from: 200, to: 299 }, { from: 401, to: 401 }]);
+ * ```
+ */
+export function statusRanges(): ParseValue<readonly StatusRange[]> {
+  return parser("statuses from 100 to 999, such as 200-299,401", (value) =>
+    value.split(",").map((part) => {
+      const [, first, last = first] = STATUS_RANGE_REGEXP.exec(part.trim()) ?? [];
+      if (first === undefined) throw new SyntaxError("expected statuses such as 200-299,401");
+      const range = { from: Number(first), to: Number(last) };
+      if (range.from < 100) throw new RangeError("expected statuses from 100 to 999");
+      if (range.from > range.to) throw new RangeError("expected ranges from a lower to a higher status");
+      return range;
+    }), formatStatusRanges);
+}
+
+/** Statuses as a setting takes them: `200-299,401`. */
+export function formatStatusRanges(ranges: readonly StatusRange[]): string {
+  return ranges.map(({ from, to }) => from === to ? from : `${from}-${to}`).join(",");
+}
+
+/** Parser of a JSONata expression. Value: its text. */
+export function expression(): ParseValue<string> {
+  return parser("JSONata expression", (value) => {
+    try {
+      jsonata(value);
+    } catch (error) {
+      // What it throws is no Error.
+      const { message } = error as { message?: string };
+      throw new SyntaxError(`expected a JSONata expression (${message})`, { cause: error });
+    }
+    return value;
+  });
+}
+
+/** Parser of what a body may not change from: `yes` for the one before, or a SHA-256 in hex; `no` for nothing. */
+export function unchangedBody(): ParseValue<string | null> {
+  return parser("yes, no or a SHA-256 in hex", (value) => {
+    const word = value.trim().toLowerCase();
+    if (word === "yes") return "before";
+    if (word === "no") return null;
+    if (!SHA256_REGEXP.test(word)) throw new SyntaxError("expected yes, no or a SHA-256 of 64 hexadecimal digits");
+    return word;
   });
 }
 

@@ -1,48 +1,61 @@
 import { v7 as uuidv7 } from "uuid";
 import type { Site } from "./config.ts";
-import type { Body, Exchange } from "./exchange.ts";
+import { excerptOf } from "./excerpt.ts";
+import type { Exchange } from "./exchange.ts";
+import { findUnmet, type SeenConnection, type TextAnswers } from "./expectation.ts";
 import { describeFailure } from "./failure.ts";
-import type { CheckError, Json, Metric } from "./metric.ts";
+import type { Metric } from "./metric.ts";
 
-/** Text in the encoding that the content type names, UTF-8 where it names none that is known. */
-function decodeText({ kept, contentType }: Body): string {
-  const label = /charset\s*=\s*"?(?<label>[^\s;"]+)/i.exec(contentType ?? "")?.groups?.["label"] ?? "utf-8";
-  let decoder: TextDecoder;
-  try {
-    decoder = new TextDecoder(label);
-  } catch {
-    decoder = new TextDecoder();
-  }
-  return kept.map((chunk) => decoder.decode(chunk, { stream: true })).join("") + decoder.decode();
+/** A connection that was looked at beside a check; null for what it did not come to. */
+export interface Connection extends SeenConnection {
+  /** Address of the server. */
+  readonly ip: string | null;
+  /** Time to look the host up, in ms. */
+  readonly dnsMs: number | null;
+  /** Time to connect over TCP, in ms. */
+  readonly connectMs: number | null;
+  /** Time of the TLS handshake, in ms. */
+  readonly tlsMs: number | null;
+  /** Subject of the server's certificate. */
+  readonly certSubject: string | null;
+  /** Its issuer. */
+  readonly certIssuer: string | null;
+}
+
+/** Options of {@linkcode judge}. */
+export interface JudgeOptions {
+  /** When the check began. */
+  readonly occurredAt: Date;
+  /** The same on the clock of `performance.now()`. */
+  readonly start: number;
+  /** When it was due. */
+  readonly scheduledAt: Date;
+  /** Number of the attempt, from 1. */
+  readonly attempt: number;
+  /** What the texts said. */
+  readonly answers: TextAnswers;
+  /** The connection, where it was looked at beside this very check. */
+  readonly connection: Connection | null;
+  /** What is known of it, from this check or one before. */
+  readonly knownConnection: SeenConnection | null;
+  /** SHA-256 of the body that the site had before, in hex. */
+  readonly bodyBefore: string | null;
 }
 
 /** Turns what came into the metric. */
-export function judge(
-  site: Site,
-  exchange: Exchange,
-  { occurredAt, start, scheduledAt }: { occurredAt: Date; start: number; scheduledAt: Date },
-): Metric {
-  const { status, body, failure } = exchange;
+export function judge(site: Site, exchange: Exchange, options: JudgeOptions): Metric {
+  const { occurredAt, start, scheduledAt, attempt, answers, connection, knownConnection, bodyBefore } = options;
+  const { status, headers, body, failure } = exchange;
   const firstByteMs = round(exchange.firstByteMs);
   const totalMs = round(exchange.totalMs);
-  const matches = body === null || site.pattern === null ? null : site.pattern.test(decodeText(body));
-  const failed: { expectation: CheckError; expected: Json; actual: Json; message: string }[] = [];
-  if (failure === null) {
-    if (status !== null && (status < 200 || status > 399)) {
-      failed.push({
-        expectation: "status",
-        expected: "200-399",
-        actual: status,
-        message: `expected status 200-399, got ${status}`,
-      });
-    }
-    if (matches === false) {
-      failed.push({ expectation: "regex", expected: site.regex, actual: null, message: "no match for the pattern" });
-    }
-  }
+  const seen = status === null || headers === null
+    ? null
+    : { status, headers, body, responseTimeMs: totalMs, connection: knownConnection, bodyBefore, at: occurredAt };
+  const unmet = seen === null ? [] : findUnmet(site.expectations, seen, { answers, timeoutMs: site.timeoutMs });
+  // What breaks the check comes before what only degrades it; both are in the order of their classes.
+  const first = unmet.find(({ degrades }) => degrades !== true) ?? unmet[0];
   const described = failure === null ? null : describeFailure(failure, site);
-  const [first] = failed;
-  const error = described?.error ?? first?.expectation ?? null;
+  const messages = [...(described === null ? [] : [described.message]), ...unmet.map(({ message }) => message)];
   return {
     id: uuidv7({ msecs: occurredAt.getTime() }),
     occurred_at: occurredAt.toISOString(),
@@ -52,11 +65,11 @@ export function judge(
     method: site.request.method,
     location: site.location,
     producer: site.producer,
-    verdict: error === null ? "up" : "down",
-    error,
+    verdict: described !== null ? "down" : first === undefined ? "up" : first.degrades === true ? "degraded" : "down",
+    error: described?.error ?? first?.expectation ?? null,
     failed_phase: described?.phase ?? (first === undefined ? null : "expectation"),
-    error_message: described?.message ?? (first === undefined ? null : failed.map(({ message }) => message).join("; ")),
-    attempt: 1,
+    error_message: messages.length === 0 ? null : messages.join("; "),
+    attempt,
     final: true,
     status_code: status,
     response_time: totalMs,
@@ -64,25 +77,34 @@ export function judge(
     first_byte_ms: firstByteMs,
     download_ms: totalMs === null || firstByteMs === null ? null : round(totalMs - firstByteMs),
     regex: site.regex,
-    has_regex: matches,
-    ip: null,
-    dns_ms: null,
-    connect_ms: null,
-    tls_ms: null,
-    tls_version: null,
-    cert_subject: null,
-    cert_issuer: null,
-    cert_expires_at: null,
+    has_regex: hasRegex(site, answers),
+    ip: connection?.ip ?? null,
+    dns_ms: round(connection?.dnsMs ?? null),
+    connect_ms: round(connection?.connectMs ?? null),
+    tls_ms: round(connection?.tlsMs ?? null),
+    tls_version: connection?.tlsVersion ?? null,
+    cert_subject: connection?.certSubject ?? null,
+    cert_issuer: connection?.certIssuer ?? null,
+    cert_expires_at: connection?.certExpiresAt ?? null,
     redirects: status === null ? null : exchange.redirects,
     final_url: exchange.finalUrl,
     body_bytes: body?.bytes ?? null,
     body_sha256: body?.sha256 ?? null,
-    failed: failed.length === 0
+    failed: unmet.length === 0
       ? null
-      : failed.map(({ expectation, expected, actual }) => ({ expectation, expected, actual })),
+      : unmet.map(({ expectation, expected, actual }) => ({ expectation, expected, actual })),
     tags: site.tags,
-    excerpt: null,
+    excerpt: seen !== null && site.excerptBytes > 0 && (described !== null || unmet.length > 0)
+      ? excerptOf(seen, site.excerptBytes)
+      : null,
   };
+}
+
+/** Whether all patterns matched; null without a pattern, without a body and where one gave no answer in time. */
+function hasRegex({ regex, expectations: { texts } }: Site, answers: TextAnswers): boolean | null {
+  if (regex === null) return null;
+  const own = texts.flatMap(({ error }, i) => error === "regex" ? [answers[i]?.holds] : []);
+  return own.includes(false) ? false : own.includes(undefined) ? null : true;
 }
 
 function round(ms: number | null): number | null {

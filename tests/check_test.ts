@@ -9,7 +9,9 @@ import { check, type CheckOptions } from "../lib/check.ts";
 import { createClient, DEFAULT_CLIENT } from "../lib/client.ts";
 import { DEFAULT_LIMITS, type Site } from "../lib/config.ts";
 import { DEFAULT_REQUEST } from "../lib/request.ts";
-import { compilePattern } from "../lib/pattern.ts";
+import { Evaluator } from "../lib/evaluator.ts";
+import { DEFAULT_EXPECTATIONS, type Expectations } from "../lib/expectation.ts";
+import { readPattern } from "../lib/pattern.ts";
 import type { Metric } from "../lib/metric.ts";
 import { createAuthority } from "../local/certificate.ts";
 import { freePorts } from "../local/port.ts";
@@ -19,7 +21,10 @@ const SCHEDULED_AT = new Date("2026-01-02T03:04:05.678Z");
 const HEAD = "HTTP/1.1 200 OK\r\n";
 const authority = await createAuthority("site_checker tests");
 
-function siteOf(url: string, { regex = null, ...settings }: Partial<Site> = {}): Site {
+/** What a test wants to be different of a site. */
+type SiteChanges = Omit<Partial<Site>, "expectations"> & { readonly expectations?: Partial<Expectations> };
+
+function siteOf(url: string, { regex = null, expectations, ...settings }: SiteChanges = {}): Site {
   return {
     name: "site",
     url,
@@ -27,7 +32,14 @@ function siteOf(url: string, { regex = null, ...settings }: Partial<Site> = {}):
     client: DEFAULT_CLIENT,
     limits: DEFAULT_LIMITS,
     regex,
-    pattern: regex === null ? null : compilePattern(regex),
+    expectations: {
+      ...DEFAULT_EXPECTATIONS,
+      texts: regex === null ? [] : [{ error: "regex", pattern: readPattern(regex) }],
+      ...expectations,
+    },
+    retries: 0,
+    retryIntervalMs: 0,
+    excerptBytes: 0,
     intervalMs: 60_000,
     timeoutMs: 5_000,
     tags: null,
@@ -37,9 +49,10 @@ function siteOf(url: string, { regex = null, ...settings }: Partial<Site> = {}):
   };
 }
 
-async function checkUrl(url: string, settings?: Partial<Site>, options?: Partial<CheckOptions>): Promise<Metric> {
+async function checkUrl(url: string, settings?: SiteChanges, options?: Partial<CheckOptions>): Promise<Metric> {
   using client = createClient();
-  return await check(siteOf(url, settings), { scheduledAt: SCHEDULED_AT, client, ...options });
+  using evaluator = new Evaluator();
+  return await check(siteOf(url, settings), { scheduledAt: SCHEDULED_AT, client, evaluator, ...options });
 }
 
 function serve(handler: Deno.ServeHandler<Deno.NetAddr>, tls: Deno.TlsCertifiedKeyPem | object = {}) {
@@ -180,11 +193,25 @@ Deno.test("check() reports each expectation that is not met, the first as the er
   await using server = serve(() => new Response("no", { status: 500 }));
   const metric = await checkUrl(server.url, { regex: "yes" });
   assert.deepEqual(outcome(metric), down("status", "expectation", 500));
-  assert.equal(metric.error_message, "expected status 200-399, got 500; no match for the pattern");
+  assert.equal(metric.error_message, "expected status 200-399, got 500; expected a match for 'yes', got none");
   assert.equal(metric.has_regex, false);
   assert.deepEqual(metric.failed, [
     { expectation: "status", expected: "200-399", actual: 500 },
     { expectation: "regex", expected: "yes", actual: null },
+  ]);
+});
+
+Deno.test("check() judges status and headers of a response whose body is cut", async () => {
+  const head = "HTTP/1.1 500 X\r\nserver: nginx\r\ncontent-length: 9\r\n\r\n";
+  await using server = await serveRaw(send(`${head}abc`));
+  const header = { error: "header", name: "server", pattern: null, wanted: false } as const;
+  const regex = { error: "regex", pattern: readPattern("yes") } as const;
+  const metric = await checkUrl(server.url, { expectations: { texts: [regex, header], minBytes: 10 } });
+  assert.deepEqual(outcome(metric), down("protocol", "download", 500));
+  assert.equal(metric.has_regex, null);
+  assert.deepEqual(metric.failed, [
+    { expectation: "status", expected: "200-399", actual: 500 },
+    { expectation: "header", expected: "no server", actual: "nginx" },
   ]);
 });
 
@@ -575,13 +602,14 @@ Deno.test("check() has no hash but that of nothing for an empty body", async () 
 
 Deno.test("check() does not count the pattern's time as the site's", async () => {
   await using server = serve(() => new Response("It works"));
-  const pattern = /works/;
-  pattern.test = () => {
+  const regexp = /works/;
+  regexp.exec = () => {
     const until = performance.now() + 200;
     while (performance.now() < until);
-    return true;
+    return null;
   };
-  const { response_time, elapsed_ms } = await checkUrl(server.url, { pattern });
+  const texts = [{ error: "regex", pattern: { text: "works", regexp, linear: true } }] as const;
+  const { response_time, elapsed_ms } = await checkUrl(server.url, { expectations: { texts } });
   assert.ok(response_time! < 150, `response_time ${response_time}`);
   assert.ok(elapsed_ms! >= 195, `elapsed_ms ${elapsed_ms}`);
 });
@@ -642,11 +670,13 @@ Deno.test.each([
   const script = `
     import { check } from ${JSON.stringify(import.meta.resolve("../lib/check.ts"))};
     import { createClient } from ${JSON.stringify(import.meta.resolve("../lib/client.ts"))};
+    import { Evaluator } from ${JSON.stringify(import.meta.resolve("../lib/evaluator.ts"))};
     using client = createClient();
+    using evaluator = new Evaluator();
     try {
       const metric = await check(${
     JSON.stringify(siteOf(`http://${host}:8080/`))
-  }, { scheduledAt: new Date(), client });
+  }, { scheduledAt: new Date(), client, evaluator });
       console.log("metric", metric.error);
     } catch (error) {
       console.log(error.name, error.message);

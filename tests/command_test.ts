@@ -23,12 +23,12 @@ Deno.test("parseCommandLine() finds nothing in nothing", () => {
 });
 
 Deno.test("parseCommandLine() takes values behind a space and behind =", () => {
-  const { flags, once, dryRun, checkConfig, configPath } = parse(
+  const { flags, lists, once, dryRun, checkConfig, configPath } = parse(
     "producer",
     ...["--url", "http://a/?b=c", "--regex=^--x=1", "--once", "--dry-run", "--check-config", "--config-path", "a.ini"],
   );
   assert.equal(flags.get("url"), "http://a/?b=c");
-  assert.equal(flags.get("regex"), "^--x=1");
+  assert.deepEqual(lists.get("regex"), ["^--x=1"]);
   assert.deepEqual({ once, dryRun, checkConfig, configPath }, {
     once: true,
     dryRun: true,
@@ -38,8 +38,9 @@ Deno.test("parseCommandLine() takes values behind a space and behind =", () => {
 });
 
 Deno.test("parseCommandLine() takes a value that begins with a dash, and an empty one", () => {
-  const { flags } = parse("producer", "--interval", "-5", "--regex", "-x", "--name", "");
-  assert.deepEqual([...flags].sort(), [["interval", "-5"], ["name", ""], ["regex", "-x"]]);
+  const { flags, lists } = parse("producer", "--interval", "-5", "--regex", "-x", "--name", "");
+  assert.deepEqual([...flags].sort(), [["interval", "-5"], ["name", ""]]);
+  assert.deepEqual([...lists], [["regex", ["-x"]]]);
 });
 
 Deno.test("parseCommandLine() takes a flag's name for a value behind = only", () => {

@@ -13,6 +13,7 @@ import {
 } from "../lib/config.ts";
 import { ConfigError } from "../lib/error.ts";
 import { DEFAULT_REQUEST } from "../lib/request.ts";
+import { DEFAULT_EXPECTATIONS } from "../lib/expectation.ts";
 import { environmentName, type Setting, SETTINGS, variableNames } from "../lib/setting.ts";
 import { temporaryFile } from "./support.ts";
 
@@ -308,6 +309,58 @@ const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
   "key_certificate.ini":
     "Cannot read ssl_keyfile of [kafka] (FILE:7) 'own.cert': expected a private key in PEM, got a certificate",
   "key_text.ini": "Cannot read ssl_keyfile of [kafka] (FILE:7) 'text.pem': expected a private key in PEM",
+  // What a site is expected to be like
+  "status_text.ini":
+    "Cannot read expected_status of website 'apache' (FILE:3): expected statuses such as 200-299,401, got 'ok'",
+  "status_low.ini":
+    "Cannot read expected_status of website 'apache' (FILE:3): expected statuses such as 200-299,401, got '20,200-299'",
+  "status_zero.ini":
+    "Cannot read expected_status of website 'apache' (FILE:3): expected statuses from 100 to 999, got '099'",
+  "status_backwards.ini":
+    "Cannot read expected_status of website 'apache' (FILE:3): expected ranges from a lower to a higher status, got '299-200'",
+  "regex_absent_bad.ini":
+    "Cannot read regex_absent of website 'apache' (FILE:4): expected a regular expression (Unterminated character class), got '[a'",
+  "regex_absent_twin.ini":
+    "Cannot use regex_absent of website 'apache' (FILE:5): expected a pattern that is not in regex, got 'ok'",
+  "expected_header_name.ini":
+    "Cannot read expected_header of website 'apache' (FILE:3): expected the name of a header, or name: pattern, got 'content type: html'",
+  "expected_header_empty.ini":
+    "Cannot read expected_header of website 'apache' (FILE:3): expected a regular expression behind the colon, got 'server:'",
+  "forbidden_header_pattern.ini":
+    "Cannot read forbidden_header of website 'apache' (FILE:3): expected a regular expression (Unterminated group), got 'server: ('",
+  "forbidden_header_twin.ini":
+    "Cannot use forbidden_header of website 'apache' (FILE:4): expected a header that is not in expected_header, got 'server'",
+  "json_bad.ini": "Cannot read json of website 'apache' (FILE:3): expected a JSONata expression " +
+    `(Expected ")" before end of expression), got '$x('`,
+  "max_response_time_bad.ini":
+    "Cannot read max_response_time of website 'apache' (FILE:3): expected a duration such as 10s, got 'soon'",
+  "max_response_time_long.ini":
+    "Cannot use max_response_time of website 'apache' (FILE:4): expected less than timeout, which is 5s, got 5s",
+  "degraded_after_zero.ini":
+    "Cannot read degraded_after of website 'apache' (FILE:3): expected a duration from 1ms to 1h, got '0'",
+  "degraded_after_late.ini":
+    "Cannot use degraded_after of website 'apache' (FILE:4): expected less than max_response_time, which is 2s, got 2s",
+  "min_bytes_bad.ini":
+    "Cannot read min_bytes of website 'apache' (FILE:3): expected a number of bytes such as 512M or 1G, got 'many'",
+  "max_bytes_negative.ini":
+    "Cannot read max_bytes of website 'apache' (FILE:3): expected a number of bytes such as 512M or 1G, got '-1'",
+  "min_bytes_above_max.ini":
+    "Cannot use min_bytes of website 'apache' (FILE:3): expected at most max_bytes, which is 1K, got 2K",
+  "min_cert_days_zero.ini":
+    "Cannot read min_cert_days of website 'apache' (FILE:3): expected a whole number from 1 to 3650, got '0'",
+  "warn_cert_days_text.ini":
+    "Cannot read warn_cert_days of website 'apache' (FILE:3): expected a whole number from 1 to 3650, got 'a month'",
+  "warn_cert_days_few.ini":
+    "Cannot use warn_cert_days of website 'apache' (FILE:4): expected more than min_cert_days, which is 14, got 14",
+  "min_tls_version.ini":
+    "Cannot read min_tls_version of website 'apache' (FILE:3): expected one of 1.2, 1.3, got '1.1'",
+  "unchanged.ini":
+    "Cannot read unchanged of website 'apache' (FILE:3): expected yes, no or a SHA-256 of 64 hexadecimal digits, got 'maybe'",
+  "retries_many.ini":
+    "Cannot read retries of website 'apache' (FILE:3): expected a whole number from 0 to 100, got '101'",
+  "retry_interval_unit.ini":
+    "Cannot read retry_interval of website 'apache' (FILE:3): expected a duration such as 10s, got '5 weeks'",
+  "excerpt_large.ini": "Cannot read excerpt of website 'apache' (FILE:3): expected 1 to 64K, got '1M'",
 };
 
 const INVALID_FOR_CONSUMER: Readonly<Record<string, string>> = {
@@ -490,6 +543,84 @@ Deno.test("each setting's fallback in --help is what holds", async () => {
   );
 });
 
+// What a site is expected to be like
+
+Deno.test("readProducerConfig() reads all that a site is expected to be like", async () => {
+  const hash = "0123456789abcdef".repeat(4);
+  const { sites: [site], warnings } = await producer({
+    file: `
+[defaults]
+retries = 2
+retry_interval = 5s
+excerpt = 1K
+[website_a]
+url = https://a.org/
+timeout = 6s
+interval = 30s
+regex =
+  It (?:works)+
+  (?i)up+
+regex_absent = [Ee]rror
+expected_status = 200-299, 401
+expected_header =
+  Content-Type: ^text/html
+  server
+forbidden_header = X-Powered-By
+json = status = "up"
+max_response_time = 2s
+degraded_after = 500ms
+min_bytes = 1K
+max_bytes = 1M
+min_cert_days = 7
+warn_cert_days = 30
+min_tls_version = 1.3
+unchanged = ${hash.toUpperCase()}
+`,
+  });
+  const { texts, ...expectations } = site!.expectations;
+  assert.deepEqual(expectations, {
+    status: [{ from: 200, to: 299 }, { from: 401, to: 401 }],
+    maxResponseTimeMs: 2_000,
+    degradedAfterMs: 500,
+    minBytes: 1_024,
+    maxBytes: 1_048_576,
+    minCertDays: 7,
+    warnCertDays: 30,
+    minTlsVersion: "1.3",
+    unchanged: hash,
+  });
+  const described = texts.map((text) =>
+    text.error === "json"
+      ? [text.error, text.expression]
+      : text.error === "header"
+      ? [text.wanted, text.name, text.pattern?.text ?? null]
+      : [text.error, text.pattern.text]
+  );
+  assert.deepEqual(described, [
+    ["regex", "It (?:works)+"],
+    ["regex", "(?i)up+"],
+    ["regex_absent", "[Ee]rror"],
+    [true, "content-type", "^text/html"],
+    [true, "server", null],
+    [false, "x-powered-by", null],
+    ["json", 'status = "up"'],
+  ]);
+  assert.deepEqual([site?.regex, site?.retries, site?.retryIntervalMs, site?.excerptBytes], [
+    "It (?:works)+\n(?i)up+",
+    ...[2, 5_000, 1_024],
+  ]);
+  assert.deepEqual(warnings, []);
+});
+
+Deno.test("readProducerConfig() warns of retries that take longer than the interval, and of certificates without TLS", async () => {
+  const file = `${SITE}retries = 2\nmin_cert_days = 7\n`.replace("https:", "http:");
+  const { warnings } = await producer({ file });
+  assert.deepEqual(warnings.map((warning) => warning.replace(/\(\S*config\.ini/, "(FILE")), [
+    "min_cert_days of website 'apache' (FILE:4) has no effect: the address is http://",
+    "retries of website 'apache' may take 32s, longer than its interval (20s): while it is down, checks are left out",
+  ]);
+});
+
 // One site by flag or variable
 
 const FILE_WITH_SITES = `[DEFAULT]\ntimeout = 3\n[kafka]\nbootstrap_servers = broker:1\n${SITE}regex = Apache\n`;
@@ -505,7 +636,10 @@ Deno.test.each([{ args: ["--url", "https://a.org/"] }, { env: { URL: "https://a.
       client: DEFAULT_CLIENT,
       limits: DEFAULT_LIMITS,
       regex: null,
-      pattern: null,
+      expectations: DEFAULT_EXPECTATIONS,
+      retries: 0,
+      retryIntervalMs: 1_000,
+      excerptBytes: 0,
       intervalMs: 20_000,
       timeoutMs: 10_000,
       tags: null,
@@ -531,7 +665,13 @@ Deno.test("readProducerConfig() takes NAME, REGEX and INTERVAL beside a URL, fla
     client: DEFAULT_CLIENT,
     limits: DEFAULT_LIMITS,
     regex: "(?i)r",
-    pattern: /r/i,
+    expectations: {
+      ...DEFAULT_EXPECTATIONS,
+      texts: [{ error: "regex", pattern: { text: "(?i)r", regexp: /r/i, linear: true } }],
+    },
+    retries: 0,
+    retryIntervalMs: 1_000,
+    excerptBytes: 0,
     intervalMs: 5_000,
     timeoutMs: 2_000,
     tags: null,
@@ -625,9 +765,9 @@ Deno.test("[defaults] holds for each site that does not say otherwise, and [DEFA
   assert.deepEqual(shown.slice(0, shown.indexOf("")), [
     "[website_common]",
     "url = http://a/ ; :13",
-    "regex = a ; :2",
     "interval = 30s ; :6",
     "timeout = 3s ; :7",
+    "regex = a ; :2",
     "tags = team = web\n  stage = a = b ; :8",
   ]);
 });
@@ -709,7 +849,8 @@ regex = (?P<what>Apache)
   assert.deepEqual(sites.map(({ url, regex, intervalMs }) => [url, regex, intervalMs]), [
     ["https://httpd.apache.org/100%25", "(?P<what>Apache)\n\\Z", 60_000],
   ]);
-  assert.ok(sites[0]?.pattern?.test("Apache\n"));
+  const patterns = sites[0]!.expectations.texts.map((text) => text.error === "regex" && text.pattern.regexp.source);
+  assert.deepEqual(patterns, ["(?<what>Apache)", "(?![\\s\\S])"], "a pattern a line");
   assert.deepEqual(kafka?.bootstrapServers, ["a.apache.org:9092", "b.apache.org:9092"]);
 });
 

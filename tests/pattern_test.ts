@@ -72,3 +72,36 @@ const REFUSED: readonly { pattern: string; message: string }[] = [
 Deno.test.each(REFUSED)("compilePattern() refuses $pattern", ({ pattern, message }) => {
   assert.throws(() => compilePattern(pattern), { name: "SyntaxError", message });
 });
+
+/** With the flag that the programs run with, and without it. */
+const LINEAR: readonly { pattern: string; asked: boolean; bare: boolean }[] = [
+  { pattern: "It works", asked: true, bare: true },
+  { pattern: "(?i)it works|up", asked: true, bare: true },
+  { pattern: "\\AIt (?:works|sleeps)[.!+*]?\\Z", asked: true, bare: true },
+  { pattern: "a\\+b\\p{L}", asked: true, bare: true },
+  { pattern: "\\w+@\\w+", asked: true, bare: false },
+  { pattern: "^(a+)+$", asked: true, bare: false },
+  { pattern: "(?i)a+", asked: false, bare: false },
+  { pattern: "\\p{L}+", asked: false, bare: false },
+  { pattern: "a*(?=b)", asked: false, bare: false },
+  { pattern: "(a*)\\1", asked: false, bare: false },
+  { pattern: "a?a?a?a?a?a?a?b(?=c)", asked: false, bare: false },
+];
+
+Deno.test.each(
+  [
+    { what: "what V8 proves", flags: ["--v8-flags=--enable-experimental-regexp-engine"], key: "asked" },
+    { what: "less without the flag", flags: [], key: "bare" },
+  ] as const,
+)("isLinear() knows $what", async ({ flags, key }) => {
+  const script = `
+    import { compilePattern, isLinear } from ${JSON.stringify(import.meta.resolve("../lib/pattern.ts"))};
+    console.log(JSON.stringify(${JSON.stringify(LINEAR.map(({ pattern }) => pattern))}
+      .map((pattern) => isLinear(compilePattern(pattern)))));`;
+  const { stdout } = await new Deno.Command(Deno.execPath(), {
+    args: ["eval", "--quiet", ...flags, script],
+    cwd: new URL("..", import.meta.url),
+    stdout: "piped",
+  }).output();
+  assert.deepEqual(JSON.parse(new TextDecoder().decode(stdout)), LINEAR.map((expected) => expected[key]));
+});

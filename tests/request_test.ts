@@ -8,6 +8,7 @@ import { check } from "../lib/check.ts";
 import { Clients, createClient, DEFAULT_CLIENT } from "../lib/client.ts";
 import { parseCommandLine } from "../lib/command.ts";
 import { readProducerConfig } from "../lib/config.ts";
+import { Evaluator } from "../lib/evaluator.ts";
 import type { Metric } from "../lib/metric.ts";
 import { createAuthority } from "../local/certificate.ts";
 import { freePorts } from "../local/port.ts";
@@ -32,7 +33,8 @@ async function checkBy({ args = [], env = {}, file }: Given): Promise<Metric> {
   assert.ok(typeof commandLine === "object", `${args.join(" ")} is refused`);
   const { sites: [site], effective } = await readProducerConfig(commandLine, { env: (name) => env[name] });
   using clients = new Clients();
-  const metric = await check(site!, { scheduledAt: new Date(), client: clients.get(site!.client) });
+  using evaluator = new Evaluator();
+  const metric = await check(site!, { scheduledAt: new Date(), client: clients.get(site!.client), evaluator });
   assert.doesNotMatch(effective.join("\n") + JSON.stringify(metric), /hunter2/, "a secret is shown");
   return metric;
 }
