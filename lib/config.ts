@@ -9,12 +9,14 @@ import { type ClientSettings, PROXY_VARIABLES, readClientSettings } from "./clie
 import { basicAuthorization, readRequest, type RequestSettings } from "./request.ts";
 import { checkDefaults, SiteSource } from "./site_source.ts";
 import { type Given, HIDDEN, type LookUpVariable, parseGiven, Source } from "./source.ts";
+import type { SlotLimits } from "./slots.ts";
 import { pathExists } from "./text_file.ts";
+import { readTiming, type Timing } from "./timing.ts";
 import { checkTopicName, parseTopics } from "./topic.ts";
 import { formatBytes, formatDuration, type HostPort } from "./value.ts";
 
 /** A site to check. */
-export interface Site {
+export interface Site extends Timing {
   /** Name, which is also the topic's and (nearly always) the table's. */
   readonly name: string;
   /** Address, without user and password. */
@@ -35,8 +37,6 @@ export interface Site {
   readonly retryIntervalMs: number;
   /** Bytes of the response to keep where it fails. */
   readonly excerptBytes: number;
-  /** Time from start to start, in ms. */
-  readonly intervalMs: number;
   /** Time that a check may take, in ms. */
   readonly timeoutMs: number;
   /** What is known of it, by key; null where that is nothing. */
@@ -153,6 +153,8 @@ export interface TopicSelection {
 
 /** What both programs have. */
 export interface CommonConfig {
+  /** File that they come from; null for none. */
+  readonly path: string | null;
   /** Least severe log lines to write. */
   readonly logLevel: typeof LOG_LEVELS[number];
   /** Every setting in force, with its origin, secrets hidden: what `--check-config` prints. */
@@ -169,6 +171,8 @@ export interface ProducerConfig extends CommonConfig {
   readonly kafka: PublishSettings | null;
   /** Where results wait until Kafka has them. */
   readonly spool: SpoolSettings;
+  /** Checks in flight. */
+  readonly limits: SlotLimits;
   /** With `--once`: time until Kafka must have all, in ms. */
   readonly drainTimeoutMs: number;
 }
@@ -209,6 +213,10 @@ const DEFAULT_TIMEOUT_MS = 10_000;
 const DEFAULT_TIMEOUT_SHARE = 0.8;
 /** Keys that look for something in the body. */
 const BODY_KEYS = ["regex", "json", "min_bytes", "unchanged"] as const;
+const DEFAULT_MAX_CHECKS = 1_000;
+/** All sites at once: more would take the CPU from each other and distort the times. */
+const DEFAULT_MAX_CHECKS_ONCE = 50;
+const DEFAULT_MAX_CHECKS_PER_HOST = 100;
 const DEFAULT_DRAIN_TIMEOUT_MS = 30_000;
 const DEFAULT_SPOOL = { path: "./spool/site_checker.db", maxBytes: 1024 ** 3, maxAgeMs: 7 * 24 * 3_600_000 } as const;
 const DEFAULT_GROUP_ID = "site_checker";
@@ -228,10 +236,11 @@ export async function readProducerConfig(
   const sites = commandLine.refused === undefined ? await readSites(source) : [];
   warnOfProxies(source, env);
   const kafka = commandLine.dryRun || commandLine.refused !== undefined ? null : await readPublish(source);
+  const limits = readSlotLimits(source);
   const spool = readSpool(source);
   const drainTimeoutMs = source.take("producer", "drain_timeout") ?? DEFAULT_DRAIN_TIMEOUT_MS;
   source.show("producer", "drain_timeout", { value: formatDuration(drainTimeoutMs) });
-  return { sites, kafka, spool, drainTimeoutMs, ...readCommon(source) };
+  return { sites, kafka, limits, spool, drainTimeoutMs, ...readCommon(source) };
 }
 
 /** Says that proxies of the environment are not gone through, which other programs do. */
@@ -259,6 +268,15 @@ async function readPublish(source: Source): Promise<PublishSettings> {
     source.show("kafka", "retention", { value: retentionMs === -1 ? "forever" : formatDuration(retentionMs) });
   }
   return { ...kafka, sharedTopic, newTopics: { partitions, replicationFactor, retentionMs } };
+}
+
+function readSlotLimits(source: Source): SlotLimits {
+  const max = source.take("producer", "max_checks") ??
+    (source.commandLine.once ? DEFAULT_MAX_CHECKS_ONCE : DEFAULT_MAX_CHECKS);
+  const maxPerHost = source.take("producer", "max_checks_per_host") ?? DEFAULT_MAX_CHECKS_PER_HOST;
+  source.show("producer", "max_checks", { value: String(max) });
+  source.show("producer", "max_checks_per_host", { value: String(maxPerHost) });
+  return { max, maxPerHost };
 }
 
 function readSpool(source: Source): SpoolSettings {
@@ -340,7 +358,7 @@ export async function readPostgresSettings(
 function readCommon(source: Source): CommonConfig {
   const logLevel = source.take("log", "level") ?? "info";
   source.show("log", "level", { value: logLevel });
-  return { logLevel, effective: source.effective(), warnings: source.warnings };
+  return { path: source.path, logLevel, effective: source.effective(), warnings: source.warnings };
 }
 
 /** The site of a URL by flag or variable alone, else those of the file. */
@@ -406,8 +424,8 @@ async function createSite(site: SiteSource, identity: Identity): Promise<Site> {
   const url = site.take("url")!;
   const { address, authorization } = splitCredentials(url);
   site.show("url", authorization === null ? address : address.replace("://", `://${HIDDEN}@`));
-  const intervalMs = site.take("interval");
-  site.show("interval", formatDuration(intervalMs));
+  const timing = readTiming(site);
+  const intervalMs = timing.cron === null ? timing.intervalMs : Infinity;
   const timeoutMs = site.take("timeout") ??
     Math.min(DEFAULT_TIMEOUT_MS, Math.floor(intervalMs * DEFAULT_TIMEOUT_SHARE));
   site.show("timeout", formatDuration(timeoutMs));
@@ -434,7 +452,7 @@ async function createSite(site: SiteSource, identity: Identity): Promise<Site> {
     expectations,
     ...readRetries(site, { intervalMs, timeoutMs }),
     excerptBytes: site.take("excerpt") ?? 0,
-    intervalMs,
+    ...timing,
     timeoutMs,
     tags: readTags(site),
     ...identity,

@@ -90,6 +90,14 @@ export class SiteSource {
     return this.#given.has(key);
   }
 
+  /** Where a setting that was taken is given, the stronger the greater: not at all, for all sites, for the site, by flag. */
+  precedence(key: SiteKey): number {
+    const given = this.#given.get(key);
+    if (given === undefined) return 0;
+    if (/^(?:--|environment variable )/.test(given.origin)) return 3;
+    return this.#isCommon(key, given) ? 1 : 2;
+  }
+
   /** Text of a setting that was taken, as it is given. */
   text(key: SiteKey): string | undefined {
     return this.#given.get(key)?.text;
@@ -138,8 +146,11 @@ export class SiteSource {
   }
 
   #label(key: SiteKey, given: Given | undefined): string {
-    const common = given !== undefined &&
-      given.origin === this.#source.siteEntry(undefined, key, SETTINGS.website[key])?.origin;
-    return common ? `${key} of [defaults]` : `${key} of website '${this.name}'`;
+    const isCommon = given !== undefined && this.#isCommon(key, given);
+    return isCommon ? `${key} of [defaults]` : `${key} of website '${this.name}'`;
+  }
+
+  #isCommon(key: SiteKey, { origin }: Given): boolean {
+    return origin === this.#source.siteEntry(undefined, key, SETTINGS.website[key])?.origin;
   }
 }

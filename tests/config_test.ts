@@ -123,7 +123,7 @@ const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
   "key_default_typo.ini": `Cannot read key 'timout' of [DEFAULT] (FILE:2): ${WEBSITE_KEYS}, bootstrap_servers, ` +
     "security_protocol, ssl_cafile, ssl_certfile, ssl_keyfile, group_id, topic, partitions, replication_factor, " +
     "retention, user, password, host, port, database, sslmode, sslrootcert, min_connection, max_connection, " +
-    "location, name, drain_timeout, spool_path, spool_max_bytes, spool_max_age, spool_sync, level; did you mean timeout?",
+    "location, name, max_checks, max_checks_per_host, drain_timeout, spool_path, spool_max_bytes, spool_max_age, spool_sync, level; did you mean timeout?",
   "spool_max_bytes.ini":
     "Cannot read spool_max_bytes of [producer] (FILE:4): expected a number of bytes such as 512M " +
     "or 1G, got 'much'",
@@ -186,6 +186,32 @@ const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
     "Cannot read interval of website 'apache' (FILE:3): expected a duration such as 10s, got '10 ; seconds'",
   "interval_twice.ini":
     "Cannot use pooling_interval (FILE:4) beside interval (FILE:3), which means the same: expected one of them",
+  "cron_bad.ini": "Cannot read cron of website 'apache' (FILE:3): expected a cron expression such as 0 3 * * sun " +
+    "(Invalid value for minute: 60), got '60 * * * *'",
+  "cron_never.ini": "Cannot read cron of [defaults] (FILE:2): expected a cron expression with a time that comes, got " +
+    "'0 0 30 2 *'",
+  "cron_interval.ini": "Cannot use cron of website 'apache' (FILE:4): expected interval or cron, got both",
+  "time_zone.ini": "Cannot read time_zone of website 'apache' (FILE:4): expected a time zone such as UTC or " +
+    "Europe/Berlin, got 'Mars/Olympus'",
+  "jitter_long.ini": "Cannot use jitter of [defaults] (FILE:2): expected less than the interval, which is 20s, got 30s",
+  "failing_interval.ini":
+    "Cannot read failing_interval of website 'apache' (FILE:3): expected a duration from 100ms to " +
+    "20d, got '0'",
+  "maintenance_no_duration.ini":
+    "Cannot read maintenance of website 'apache' (FILE:5): expected a cron expression and a " +
+    "duration with its unit, such as 0 3 * * sun 2h, got '0 3 * * sun'",
+  "maintenance_long.ini":
+    "Cannot read maintenance of website 'apache' (FILE:3): expected a duration from 1s to 31d, got " +
+    "'0 3 * * sun 40d'",
+  "maintenance_cron.ini": "Cannot read maintenance of website 'apache' (FILE:3): expected a cron expression such as " +
+    "0 3 * * sun (Invalid value for hour: 25), got '0 25 * * * 2h'",
+  "maintenance_checks.ini":
+    "Cannot read maintenance_checks of website 'apache' (FILE:4): expected one of mark, skip, got " +
+    "'pause'",
+  "max_checks.ini": "Cannot read max_checks of [producer] (FILE:4): expected a whole number from 1 to 100000, got '0'",
+  "max_checks_per_host.ini":
+    "Cannot read max_checks_per_host of [producer] (FILE:4): expected a whole number from 1 to " +
+    "100000, got 'many'",
   "timeout_bad.ini":
     "Cannot read timeout of website 'apache' (FILE:3): expected a duration such as 10s, got '10 seconds'",
   "site_none.ini":
@@ -641,6 +667,10 @@ Deno.test.each([{ args: ["--url", "https://a.org/"] }, { env: { URL: "https://a.
       retryIntervalMs: 1_000,
       excerptBytes: 0,
       intervalMs: 20_000,
+      cron: null,
+      jitterMs: 0,
+      failingIntervalMs: null,
+      maintenance: null,
       timeoutMs: 10_000,
       tags: null,
       location: null,
@@ -673,6 +703,10 @@ Deno.test("readProducerConfig() takes NAME, REGEX and INTERVAL beside a URL, fla
     retryIntervalMs: 1_000,
     excerptBytes: 0,
     intervalMs: 5_000,
+    cron: null,
+    jitterMs: 0,
+    failingIntervalMs: null,
+    maintenance: null,
     timeoutMs: 2_000,
     tags: null,
     location: null,
@@ -788,6 +822,70 @@ Deno.test("a flag that may be repeated says which of its values is wrong", async
   await assert.rejects(producer({ args: ["--url=http://a/", "--tag=a=b", "--tag=c"] }), {
     message: "Cannot read tags of website 'a' (--tag): expected key = value, got 'c'",
   });
+});
+
+// Times
+
+Deno.test("cron and interval: what is nearer to the site counts", async () => {
+  const common = "[defaults]\ncron = */5 * * * *\ntime_zone = Europe/Berlin\n[website_a]\nurl = http://a/\n";
+  const cronOf = async (given: Given) => {
+    const [site] = (await producer(given)).sites;
+    return [site?.cron?.expression, site?.cron?.timeZone, site?.intervalMs, site?.timeoutMs];
+  };
+  assert.deepEqual(await cronOf({ file: common }), ["*/5 * * * *", "Europe/Berlin", 20_000, 10_000]);
+  assert.deepEqual(await cronOf({ file: common + "interval = 5" }), [undefined, undefined, 5_000, 4_000]);
+  assert.deepEqual(await cronOf({ file: common, args: ["--interval=5"] }), [undefined, undefined, 5_000, 4_000]);
+  const other = "[defaults]\ninterval = 5\n[website_a]\nurl = http://a/\ncron = @hourly\n";
+  assert.deepEqual(await cronOf({ file: other }), ["@hourly", "UTC", 5_000, 10_000]);
+  assert.deepEqual(await cronOf({ args: ["--url=http://a/", "--cron=0 3 * * *"] }), [
+    "0 3 * * *",
+    "UTC",
+    20_000,
+    10_000,
+  ]);
+  await assert.rejects(cronOf({ args: ["--url=http://a/", "--cron=0 3 * * *", "--interval=5"] }), {
+    message: "Cannot use cron of website 'a' (--cron): expected interval or cron, got both",
+  });
+});
+
+Deno.test("readProducerConfig() takes jitter, failing_interval and maintenance", async () => {
+  const file = `[website_a]
+url = http://a/
+jitter = 2
+failing_interval = 1s
+time_zone = Europe/Berlin
+maintenance_checks = skip
+maintenance =
+  0 3 * * sun 2h
+  30 22 1 * * 90m
+`;
+  const { sites: [site], effective } = await producer({ file });
+  assert.deepEqual([site?.jitterMs, site?.failingIntervalMs], [2_000, 1_000]);
+  const { windows, checks } = site!.maintenance!;
+  assert.equal(checks, "skip");
+  assert.deepEqual(
+    windows.map(({ begin: { expression, timeZone }, durationMs }) => [expression, timeZone, durationMs]),
+    [
+      ["0 3 * * sun", "Europe/Berlin", 7_200_000],
+      ["30 22 1 * *", "Europe/Berlin", 5_400_000],
+    ],
+  );
+  assert.ok(effective.some((line) => line.startsWith("maintenance = 0 3 * * sun 2h\n  30 22 1 * * 90m")));
+});
+
+Deno.test("settings of time that change nothing are warned of", async () => {
+  const file = "[website_a]\nurl = http://a/\ntime_zone = Europe/Berlin\nmaintenance_checks = skip\n";
+  assert.deepEqual((await producer({ file })).warnings, [
+    "time_zone of website 'a' is not used: it has neither cron nor maintenance",
+    "maintenance_checks of website 'a' is not used: it has no maintenance",
+  ]);
+});
+
+Deno.test("max_checks has a lower default with --once", async () => {
+  const limits = async (...args: string[]) => (await producer({ args: ["--url=http://a/", ...args] })).limits;
+  assert.deepEqual(await limits(), { max: 1_000, maxPerHost: 100 });
+  assert.deepEqual(await limits("--once"), { max: 50, maxPerHost: 100 });
+  assert.deepEqual(await limits("--once", "--max-checks=7", "--max-checks-per-host=3"), { max: 7, maxPerHost: 3 });
 });
 
 // Aliases
