@@ -18,6 +18,14 @@ export class RedirectError extends Error {
   }
 }
 
+/** A response that takes longer, or is longer, than the site may. */
+export class LimitError extends Error {
+  /** With the class that it is of. */
+  constructor(readonly kind: Extract<CheckError, "first_byte_timeout" | "body_too_large">, message: string) {
+    super(message);
+  }
+}
+
 /**
  * Failures of fetch by a part of their text, first match first, since Deno gives no codes; all others are `protocol`. A
  * test pins each against a real server.
@@ -53,8 +61,10 @@ export function describeFailure(
   { timeoutMs }: Site,
 ): { error: CheckError; phase: Phase; message: string } {
   if (error instanceof RedirectError) return { error: error.kind, phase: "first_byte", message: error.message };
+  if (error instanceof LimitError) return { error: error.kind, phase, message: error.message };
   if (error instanceof DOMException && error.name === "TimeoutError") {
-    return { error: "timeout", phase, message: `no complete response within ${timeoutMs} ms` };
+    const kind = phase === "download" ? "body_timeout" : "timeout";
+    return { error: kind, phase, message: `no complete response within ${timeoutMs} ms` };
   }
   const message = plainMessage(error);
   const known = FAILURES.find(({ text }) => text.test(message));
@@ -86,14 +96,23 @@ function certificateTime(_: string, bound: string, seconds: string): string {
 /** Failures of this machine, by a part of their text: permissions of the system, files, ports and memory that ran out. */
 const OURS_REGEXP = /tcp (?!connect error)[\w ]+ error:|\(os error (?:1|12|13|23|24|99|105)\)/;
 
+/** Failures to reach a proxy, by a part of their text: where there is one, the runtime itself connects to nothing else. */
+const PROXY_REGEXP =
+  /client error \(Connect\): (?:tcp connect error|dns error|proxy authentication required|Proxy server unreachable)/;
+
 /**
  * A missing permission is the operator's fault, in each of its disguises: it is a `NotCapable`, or stands in the cause of
- * a failed fetch when the name resolved to an address that is denied.
+ * a failed fetch when the name resolved to an address that is denied. So is a proxy that does not let us in or is away.
  */
-export function throwIfOurs({ error }: Failure): void {
+export function throwIfOurs({ error }: Failure, { client: { proxy } }: Site): void {
   if (error instanceof Deno.errors.NotCapable) throw error;
   const message = errorMessage(error);
   const permission = /Requires \w+ access to .*/.exec(message);
   if (permission !== null) throw new Deno.errors.NotCapable(permission[0], { cause: error });
   if (OURS_REGEXP.test(message)) throw error;
+  if (proxy !== null && PROXY_REGEXP.test(message)) {
+    throw new Error(`Cannot reach the proxy ${proxy.url}: ${plainMessage(error).replaceAll(NOISE_REGEXP, "")}`, {
+      cause: error,
+    });
+  }
 }

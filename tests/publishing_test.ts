@@ -1,6 +1,5 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { setTimeout as delay } from "node:timers/promises";
 import { Kafka, logLevel, Partitioners, type Producer } from "kafkajs";
 import type { PublishSettings } from "../lib/config.ts";
 import { Publisher } from "../lib/publisher.ts";
@@ -262,32 +261,4 @@ Deno.test("kafkajs' idempotent producer loses acknowledged messages after one of
   await using publisher = new Publisher(settingsOf(testStack().kafka), { log: logOf([]) });
   const lost = await lostAfterFailure(async (messages) => new Set((await publisher.publish(messages)).acknowledged));
   assert.equal(lost, 0);
-});
-
-// Found by `deno task chaos --seed 2611`: "statement has been finalized" after a producer had given a slow broker up.
-Deno.test("Publishing leaves a closed spool alone where Kafka answers after it has ended", async () => {
-  const folder = await Deno.makeTempDir();
-  try {
-    await using kafka = await startKafka({ folder });
-    const problems: string[] = [];
-    const topic = uniqueName("late");
-    {
-      using spool = new Spool(`${folder}/spool.db`, { onProblem: (reason) => problems.push(reason) });
-      const publishing = new Publishing(settingsOf(kafka.bootstrapServers), { spool, log: logOf([]) });
-      spool.add(messageOf(topic, "first"));
-      await eventually(() => spool.size === 0);
-      await kafka.kill("SIGSTOP");
-      spool.add(messageOf(topic, "second"));
-      // Sent, and not answered.
-      await delay(500);
-      assert.equal(await publishing.drain(100), 1);
-    }
-    await kafka.kill("SIGCONT");
-    assert.equal((await readByConsole(topic, 2, kafka.bootstrapServers)).length, 2);
-    // The answer is there by now, too.
-    await delay(500);
-    assert.deepEqual(problems, []);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
 });
