@@ -323,7 +323,7 @@ Deno.test("consumer --once waits for a broker that goes away in the middle, and 
   await publishSome(1);
   await runWell("consumer", [...args, ...database.flags]);
   // More than a consumer takes into memory, so that some is not read yet when the broker goes.
-  for (let i = 0; i < 20; i++) await publishSome(1_000);
+  for (let i = 0; i < 40; i++) await publishSome(1_000);
   const blocked = database.query(
     "BEGIN; LOCK TABLE site_checker.all_checks IN EXCLUSIVE MODE; SELECT pg_sleep(6); COMMIT",
   );
@@ -338,7 +338,7 @@ Deno.test("consumer --once waits for a broker that goes away in the middle, and 
   const [counts] = await database.query(
     `SELECT count(*)::int AS rows, count(DISTINCT id)::int AS ids FROM site_checker."${topic}"`,
   );
-  assert.deepEqual(counts, { rows: 20_001, ids: 20_001 });
+  assert.deepEqual(counts, { rows: 40_001, ids: 40_001 });
 });
 
 Deno.test("two consumers that start at once on an empty database share the work without an error", async () => {
