@@ -1,15 +1,13 @@
-import { checkWithRetries, createCheckClient } from "./lib/check.ts";
+import { Checker } from "./lib/checker.ts";
 import { type ProducerConfig, readProducerConfig, type Site } from "./lib/config.ts";
-import { Evaluator } from "./lib/evaluator.ts";
 import { print } from "./lib/log.ts";
 import { encodeMetric, type Metric } from "./lib/metric.ts";
 import { type Context, runProgram } from "./lib/program.ts";
 import { Publishing } from "./lib/publishing.ts";
+import { followConfig } from "./lib/reload.ts";
 import { afterAbort, type Due, runOnce, runSchedule } from "./lib/schedule.ts";
 import { listRefused, openSpool, retryRefused } from "./lib/spool.ts";
 
-/** With `--once`, checks at a time: more would take the CPU from each other and distort the times. */
-const CHECKS_AT_ONCE = 50;
 /** After a signal, checks that are under way may take this long; they are given up then, and say nothing of the site. */
 const GRACE_MS = 2_500;
 /** After a signal, Kafka may take this long for what was checked. */
@@ -18,12 +16,19 @@ const SHUTDOWN_DRAIN_MS = 4_500;
 /** Checks sites and publishes every result, by way of the spool. */
 async function produce({ config, commandLine, log, signal }: Context<ProducerConfig>): Promise<number> {
   if (commandLine.refused !== undefined) return dealWithRefused(commandLine.refused, config.spool.path);
-  using client = createCheckClient();
-  using evaluator = new Evaluator();
-  const bodies = new Map<string, string>();
+  const { once } = commandLine;
+  using checker = new Checker({ limits: config.limits, log, signal: afterAbort(signal, GRACE_MS), once });
   using spool = config.kafka === null ? null : openSpool(config.spool, { log });
   const publishing = spool === null ? null : new Publishing(config.kafka!, { spool, log });
-  const givenUp = afterAbort(signal, GRACE_MS);
+
+  async function* sites(): AsyncGenerator<readonly Site[]> {
+    for await (
+      const { sites, limits } of followConfig(config, { read: () => readProducerConfig(commandLine), log, signal })
+    ) {
+      checker.resize(sites, limits);
+      yield sites;
+    }
+  }
 
   function deliver(metric: Metric): void {
     if (spool === null) return print(encodeMetric(metric));
@@ -35,40 +40,22 @@ async function produce({ config, commandLine, log, signal }: Context<ProducerCon
     });
   }
 
-  async function checkSite({ item: site, scheduledAt }: Due<Site>): Promise<void> {
-    try {
-      const attempts = checkWithRetries(site, { scheduledAt, signal: givenUp, client, evaluator, bodies });
-      for await (const metric of attempts) deliver(metric);
-    } catch (error) {
-      if (error instanceof Deno.errors.BrokenPipe) throw error;
-      if (givenUp.aborted) return log.info("Gave up the check of '{name}'", { name: site.name });
-      log.error("Cannot check '{name}', which says nothing of the site: {error}", {
-        name: site.name,
-        error: String(error),
-      });
-      if (commandLine.once) throw error;
-    }
-  }
-
+  const checkSite = (due: Due<Site>) => checker.check(due, deliver);
   log.info("Checking {count} site(s)", { count: config.sites.length });
-  const checks = commandLine.once
-    ? runOnce(config.sites, checkSite, { signal, atOnce: CHECKS_AT_ONCE })
-    : runSchedule([config.sites], checkSite, {
-      signal,
-      onSkipped: (name, runs) =>
-        log.warn("Left out {runs} check(s) of '{name}': the one before had not ended", { runs, name }),
-    });
+  const checks = once
+    ? runOnce(config.sites, checkSite, { signal, atOnce: config.limits.max })
+    : runSchedule(sites(), checkSite, { signal, onSkipped: (name, runs) => checker.skip(name, runs) });
   // A broker that will never let us in ends the program; one that is away does not.
   await Promise.race([checks, publishing?.failed ?? checks]);
   if (publishing === null) return 0;
-  const left = await publishing.drain(commandLine.once && !signal.aborted ? config.drainTimeoutMs : SHUTDOWN_DRAIN_MS);
+  const left = await publishing.drain(once && !signal.aborted ? config.drainTimeoutMs : SHUTDOWN_DRAIN_MS);
   if (left > 0) {
     log.warn("Kafka has not taken {left} metric(s): they stay in '{path}' for the next start", {
       left,
       path: config.spool.path,
     });
   }
-  return commandLine.once && left + publishing.refused > 0 ? 1 : 0;
+  return once && left + publishing.refused > 0 ? 1 : 0;
 }
 
 /** Prints what Kafka will never take, or lets it be tried again. */

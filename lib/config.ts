@@ -123,6 +123,8 @@ export interface TopicSelection {
 
 /** What both programs have. */
 export interface CommonConfig {
+  /** File that they come from; null for none. */
+  readonly path: string | null;
   /** Least severe log lines to write. */
   readonly logLevel: typeof LOG_LEVELS[number];
   /** Every setting in force, with its origin, secrets hidden: what `--check-config` prints. */
@@ -140,7 +142,7 @@ export interface ProducerConfig extends CommonConfig {
   /** Where results wait until Kafka has them. */
   readonly spool: SpoolSettings;
   /** Checks in flight. */
-  readonly slots: SlotLimits;
+  readonly limits: SlotLimits;
   /** With `--once`: time until Kafka must have all, in ms. */
   readonly drainTimeoutMs: number;
 }
@@ -201,11 +203,11 @@ export async function readProducerConfig(
   // What was set aside is dealt with by itself.
   const sites = commandLine.refused === undefined ? readSites(source) : [];
   const kafka = commandLine.dryRun || commandLine.refused !== undefined ? null : await readPublish(source);
-  const slots = readSlots(source);
+  const limits = readSlotLimits(source);
   const spool = readSpool(source);
   const drainTimeoutMs = source.take("producer", "drain_timeout") ?? DEFAULT_DRAIN_TIMEOUT_MS;
   source.show("producer", "drain_timeout", { value: formatDuration(drainTimeoutMs) });
-  return { sites, kafka, slots, spool, drainTimeoutMs, ...readCommon(source) };
+  return { sites, kafka, limits, spool, drainTimeoutMs, ...readCommon(source) };
 }
 
 async function readPublish(source: Source): Promise<PublishSettings> {
@@ -226,7 +228,7 @@ async function readPublish(source: Source): Promise<PublishSettings> {
   return { ...kafka, sharedTopic, newTopics: { partitions, replicationFactor, retentionMs } };
 }
 
-function readSlots(source: Source): SlotLimits {
+function readSlotLimits(source: Source): SlotLimits {
   const max = source.take("producer", "max_checks") ??
     (source.commandLine.once ? DEFAULT_MAX_CHECKS_ONCE : DEFAULT_MAX_CHECKS);
   const maxPerHost = source.take("producer", "max_checks_per_host") ?? DEFAULT_MAX_CHECKS_PER_HOST;
@@ -314,7 +316,7 @@ export async function readPostgresSettings(
 function readCommon(source: Source): CommonConfig {
   const logLevel = source.take("log", "level") ?? "info";
   source.show("log", "level", { value: logLevel });
-  return { logLevel, effective: source.effective(), warnings: source.warnings };
+  return { path: source.path, logLevel, effective: source.effective(), warnings: source.warnings };
 }
 
 /** The site of a URL by flag or variable alone, else those of the file. */

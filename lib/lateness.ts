@@ -10,6 +10,8 @@ export interface LatenessFigures {
   readonly max: number;
   /** Checks that were left out. */
   readonly skipped: number;
+  /** Checks that could not be made, for a fault of ours. */
+  readonly failed: number;
 }
 
 /** Bounds of the histogram's buckets: each 5 % above the one before, from 0.1 ms. */
@@ -22,6 +24,7 @@ export class Lateness {
   #checks = 0;
   #max = 0;
   #skipped = 0;
+  #failed = 0;
 
   /** Counts a check that began some time after it was due, in ms. */
   add(ms: number): void {
@@ -38,6 +41,11 @@ export class Lateness {
     this.#skipped += checks;
   }
 
+  /** Counts a check that could not be made, for a fault of ours. */
+  fail(): void {
+    this.#failed++;
+  }
+
   /** Figures since the start or the last call. */
   take(): LatenessFigures {
     const figures = {
@@ -46,6 +54,7 @@ export class Lateness {
       p99: this.#quantile(0.99),
       max: round(this.#max),
       skipped: this.#skipped,
+      failed: this.#failed,
     };
     this.#buckets.length =
       this.#checks =

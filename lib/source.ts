@@ -67,6 +67,11 @@ export class Source {
     return new Source(commandLine, lookUpVariable, file);
   }
 
+  /** Path of the file; null where there is none. */
+  get path(): string | null {
+    return this.#file?.path ?? null;
+  }
+
   /** Path of the file, or how to name one. */
   get filePath(): string {
     return this.#file?.path ?? "the file of --config-path";

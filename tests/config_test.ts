@@ -786,10 +786,10 @@ Deno.test("settings of time that change nothing are warned of", async () => {
 });
 
 Deno.test("max_checks has a lower default with --once", async () => {
-  const slots = async (...args: string[]) => (await producer({ args: ["--url=http://a/", ...args] })).slots;
-  assert.deepEqual(await slots(), { max: 1_000, maxPerHost: 100 });
-  assert.deepEqual(await slots("--once"), { max: 50, maxPerHost: 100 });
-  assert.deepEqual(await slots("--once", "--max-checks=7", "--max-checks-per-host=3"), { max: 7, maxPerHost: 3 });
+  const limits = async (...args: string[]) => (await producer({ args: ["--url=http://a/", ...args] })).limits;
+  assert.deepEqual(await limits(), { max: 1_000, maxPerHost: 100 });
+  assert.deepEqual(await limits("--once"), { max: 50, maxPerHost: 100 });
+  assert.deepEqual(await limits("--once", "--max-checks=7", "--max-checks-per-host=3"), { max: 7, maxPerHost: 3 });
 });
 
 // Aliases

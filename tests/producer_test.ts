@@ -257,6 +257,148 @@ Deno.test("producer publishes all sites to the topic of [kafka], keyed by site",
   assert.deepEqual(records.map(({ key, value }) => `${key} ${value["name"]}`).sort(), ["a a", "b b"]);
 });
 
+Deno.test("producer takes a changed file: new sites start, gone ones stop, unchanged ones keep their place in time", async () => {
+  await using kept = startSite(() => new Response("hello"));
+  await using gone = startSite(() => new Response("hello"));
+  await using late = startSite(() => new Response("hello"));
+  const [keptName, goneName, lateName] = [uniqueName("kept"), uniqueName("gone"), uniqueName("late")];
+  const section = (name: string, url: string) => `[website_${name}]\nurl = ${url}\ninterval = 300ms\n\n`;
+  const kafka = `[kafka]\nbootstrap_servers = ${testStack().kafka}\n\n`;
+  await using file = await temporaryFile(
+    "config.ini",
+    kafka + section(keptName, kept.url) + section(goneName, gone.url),
+  );
+  await using producer = startProgram("producer", ["--config-path", file.path]);
+  await eventually(() => kept.visits >= 3 && gone.visits >= 3);
+  await Deno.writeTextFile(`${file.path}~`, kafka + section(keptName, kept.url) + section(lateName, late.url));
+  await Deno.rename(`${file.path}~`, file.path);
+  await producer.waitFor("again: 2 site(s), 1 of them new, 1 gone");
+  const atReload = [kept.visits, gone.visits] as const;
+  await eventually(() => late.visits >= 4 && kept.visits >= atReload[0] + 4);
+  assert.ok(gone.visits <= atReload[1] + 1, "a check that was under way may still have come");
+  const { code, stderr } = await producer.stop("SIGTERM");
+  assert.equal(code, 0, stderr);
+  const values = (await readByConsole(keptName, kept.visits)).map(({ value }) => value);
+  const due = values.map(({ scheduled_at }) => Date.parse(String(scheduled_at)));
+  for (const time of due) {
+    const rest = Math.abs(time - due[0]!) % 300;
+    assert.ok(Math.min(rest, 300 - rest) <= 2, `due ${time - due[0]!} ms after the first`);
+  }
+  assert.match(stderr, /Began \d+ check\(s\), half of them within [\d.]+ ms of their time/);
+});
+
+Deno.test("producer reads its file again at SIGHUP, and lives on where it is wrong", async () => {
+  await using site = startSite(() => new Response("hello"));
+  const text = `[website_a]\nurl = ${site.url}\ninterval = 200ms\n`;
+  await using file = await temporaryFile("config.ini", text);
+  await using producer = startProgram("producer", ["--dry-run", "--config-path", file.path]);
+  await eventually(() => site.visits >= 2);
+  Deno.kill(producer.pid, "SIGHUP");
+  await producer.waitFor("again: 1 site(s), 0 of them new, 0 gone");
+  await Deno.writeTextFile(file.path, text.replace("200ms", "never"));
+  Deno.kill(producer.pid, "SIGHUP");
+  await producer.waitFor(
+    `are wrong, those before stay in force: Cannot read interval of website 'a' (${file.path}:3): expected a ` +
+      `duration such as 10s, got 'never'`,
+  );
+  const visits = site.visits;
+  await eventually(() => site.visits >= visits + 3);
+  assert.equal((await producer.stop("SIGTERM")).code, 0);
+});
+
+Deno.test("producer lets the check of a site that is gone end, and publishes it", async () => {
+  const asked = Promise.withResolvers<void>();
+  const answer = Promise.withResolvers<void>();
+  await using slow = startSite(async () => {
+    asked.resolve();
+    await answer.promise;
+    return new Response("slow");
+  });
+  await using other = startSite(() => new Response("hello"));
+  const section = (name: string, url: string) => `[website_${name}]\nurl = ${url}\ninterval = 500ms\ntimeout = 20\n\n`;
+  await using file = await temporaryFile("config.ini", section("slow", slow.url) + section("other", other.url));
+  await using producer = startProgram("producer", ["--dry-run", "--config-path", file.path]);
+  await asked.promise;
+  await Deno.writeTextFile(file.path, section("other", other.url));
+  await producer.waitFor("0 of them new, 1 gone");
+  answer.resolve();
+  const metric = await eventually(() =>
+    producer.output.stdout.split("\n").find((line) => line.includes('"name":"slow"'))
+  );
+  assert.equal(JSON.parse(metric).verdict, "up");
+  assert.equal((await producer.stop("SIGTERM")).code, 0);
+  assert.equal(slow.visits, 1);
+});
+
+Deno.test("producer says that a maintained site is so, or does not check it", async () => {
+  await using marked = startSite(() => new Response("no", { status: 503 }));
+  await using skipped = startSite(() => new Response("hello"));
+  await using file = await temporaryFile(
+    "config.ini",
+    `[website_marked]\nurl = ${marked.url}\nmaintenance = * * * * * 1h\ntags = team = web\n
+[website_skipped]\nurl = ${skipped.url}\nmaintenance = * * * * * 1h\nmaintenance_checks = skip\n`,
+  );
+  const { stdout } = await runWell("producer", ["--once", "--dry-run", "--config-path", file.path]);
+  const metrics = stdout.trim().split("\n").map((line) => JSON.parse(line));
+  assert.deepEqual(metrics.map(({ name, verdict, tags }) => ({ name, verdict, tags })), [
+    { name: "marked", verdict: "down", tags: { team: "web", maintenance: "true" } },
+  ]);
+  assert.equal(skipped.visits, 0);
+});
+
+Deno.test("producer checks a site that is down at its failing interval", async () => {
+  let answer = 503;
+  await using site = startSite(() => new Response("", { status: answer }));
+  const args = ["--dry-run", "--name=flaky", "--url", site.url, "--interval=10m", "--failing-interval=100ms"];
+  await using file = await temporaryFile("config.ini", "");
+  // The first check comes within ten minutes: by a cron expression it comes at once.
+  const byCron = args.map((arg) => arg === "--interval=10m" ? "--cron=* * * * * *" : arg);
+  await using producer = startProgram("producer", [...byCron, "--config-path", file.path]);
+  await eventually(() => site.visits >= 20);
+  answer = 200;
+  const { stdout } = await eventually(() => producer.output.stdout.includes('"up"') && producer.output);
+  const due = stdout.trim().split("\n").map((line) => Date.parse(JSON.parse(line).scheduled_at));
+  const gaps = due.slice(1).map((time, i) => time - due[i]!);
+  assert.ok(gaps.filter((gap) => Math.abs(gap - 100) <= 2).length >= 10, `${gaps}`);
+  assert.equal((await producer.stop("SIGTERM")).code, 0);
+});
+
+Deno.test("producer has no more checks in flight than it may, and counts no waiting", async () => {
+  let [now, most] = [0, 0];
+  await using site = startSite(async () => {
+    most = Math.max(most, ++now);
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    now--;
+    return new Response("hello");
+  });
+  const sections = Array.from({ length: 12 }, (_, i) => `[website_s${i}]\nurl = ${site.url}${i}\n`);
+  await using file = await temporaryFile("config.ini", sections.join("\n"));
+  const args = ["--once", "--dry-run", "--max-checks-per-host=3", "--config-path", file.path];
+  const { stdout } = await runWell("producer", args);
+  const metrics = stdout.trim().split("\n").map((line) => JSON.parse(line));
+  assert.equal(metrics.length, 12);
+  assert.equal(most, 3);
+  const begun = metrics.map(({ occurred_at }) => Date.parse(occurred_at)).sort((a, b) => a - b);
+  assert.ok(begun.at(-1)! - begun[0]! >= 590, "they began one after the other");
+  // Had the wait counted, the last ones would have taken 800 ms and more.
+  const [fastest] = metrics.map(({ response_time }) => response_time).sort((a, b) => a - b);
+  const last = metrics.find(({ occurred_at }) => Date.parse(occurred_at) === begun.at(-1));
+  assert.ok(last.response_time < fastest + 400, `${last.response_time} ms, ${fastest} ms`);
+});
+
+Deno.test("producer has few checks in flight where the limit on open files is low, and says so", async () => {
+  await using site = startSite(() => new Response("hello"));
+  const sections = Array.from({ length: 100 }, (_, i) => `[website_s${i}]\nurl = ${site.url}${i}\ninterval = 1\n`);
+  await using file = await temporaryFile("config.ini", sections.join("\n"));
+  await using producer = startProgram("producer", ["--dry-run", "--config-path", file.path], { openFiles: 160 });
+  await producer.waitFor(/At most \d+ check\(s\) in flight, not 100: the system lets this process open \d+ more files/);
+  await eventually(() => site.visits >= 300);
+  const { code, stdout, stderr } = await producer.stop("SIGTERM");
+  assert.equal(code, 0, stderr);
+  assert.doesNotMatch(stdout, /"down"/);
+  assert.doesNotMatch(stderr, /Cannot check/);
+});
+
 Deno.test("producer lists what Kafka refused, and sends it when it is to be tried again", async () => {
   await using site = startSite(() => new Response("hello"));
   await using file = await temporaryFile("config.ini", "");

@@ -41,6 +41,8 @@ export async function eventually<T>(
 export interface ProgramOptions {
   readonly env?: Readonly<Record<string, string>>;
   readonly cwd?: string;
+  /** The system's limit on its open files. Default: that of the tests. */
+  readonly openFiles?: number;
 }
 
 /** What a program printed, and its exit code. */
@@ -81,7 +83,7 @@ export function cleanEnvironment(): Record<string, string> {
 export function startProgram(
   task: "producer" | "consumer",
   args: readonly string[],
-  { env = {}, cwd = REPOSITORY }: ProgramOptions = {},
+  { env = {}, cwd = REPOSITORY, openFiles }: ProgramOptions = {},
 ): Running {
   const { command, args: own } = taskCommand(task);
   // Each producer has a spool of its own, unless the test names one.
@@ -94,8 +96,9 @@ export function startProgram(
       ? `--allow-write=${dirname(spool)}`
       : arg
   );
-  const child = new Deno.Command(command, {
-    args: [...script, ...args],
+  const limited = openFiles === undefined ? [] : ["-c", `ulimit -n ${openFiles}; exec "$0" "$@"`, command];
+  const child = new Deno.Command(openFiles === undefined ? command : "sh", {
+    args: [...limited, ...script, ...args],
     cwd,
     env: { ...cleanEnvironment(), SPOOL_PATH: spool, ...env },
     clearEnv: true,

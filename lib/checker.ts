@@ -1,0 +1,169 @@
+import { check, checkWithRetries, createCheckClient } from "./check.ts";
+import type { Site } from "./config.ts";
+import { Evaluator } from "./evaluator.ts";
+import { Lateness } from "./lateness.ts";
+import type { Log } from "./log.ts";
+import { isWithin, MAINTENANCE_TAG } from "./maintenance.ts";
+import type { Metric } from "./metric.ts";
+import { describeOutOfFiles, fitOpenFiles, isOutOfFiles } from "./open_files.ts";
+import type { Due } from "./schedule.ts";
+import { type SlotLimits, Slots } from "./slots.ts";
+
+/** Options of {@linkcode Checker}. */
+export interface CheckerOptions {
+  /** Checks in flight. */
+  readonly limits: SlotLimits;
+  /** Where to tell what is no result. */
+  readonly log: Log;
+  /** Gives up checks that are under way; they say nothing of the site then. */
+  readonly signal: AbortSignal;
+  /** Whether each site is checked once: then a fault of ours is thrown. */
+  readonly once: boolean;
+}
+
+/** A line on how late checks begin, every so often. */
+const REPORT_EVERY_MS = 10 * 60_000;
+/** What goes wrong with many sites at a time is told in one line. */
+const GATHER_MS = 1_000;
+const MAX_LINES = 3;
+
+/** Checks sites when they are due, as many at a time as may be, and tells how late it is. */
+export class Checker implements Disposable {
+  readonly #client = createCheckClient();
+  readonly #evaluator = new Evaluator();
+  readonly #bodies = new Map<string, string>();
+  readonly #lateness = new Lateness();
+  readonly #slots: Slots;
+  readonly #options: CheckerOptions;
+  readonly #reports: ReturnType<typeof setInterval>;
+  /** Checks that were left out and not told of, by site. */
+  readonly #skipped = new Map<string, number>();
+  #outOfFilesTold = -Infinity;
+  #gathering: ReturnType<typeof setTimeout> | undefined;
+
+  /** With nothing under way. */
+  constructor(options: CheckerOptions) {
+    this.#options = options;
+    this.#slots = new Slots(options.limits);
+    this.#reports = setInterval(() => this.#report(), REPORT_EVERY_MS);
+  }
+
+  /** Other sites or limits from now on. */
+  resize(sites: readonly Site[], limits: SlotLimits): void {
+    this.#slots.resize(fitOpenFiles(limits, { sites: sites.length, log: this.#options.log }));
+    const names = new Set(sites.map(({ name }) => name));
+    for (const name of this.#bodies.keys()) if (!names.has(name)) this.#bodies.delete(name);
+  }
+
+  /**
+   * Checks a site, again where it is down and says so.
+   *
+   * @param deliver Takes each attempt's result.
+   * @returns Whether the site is down; undefined where it was not checked.
+   */
+  async check(
+    { item: site, scheduledAt, dueAt }: Due<Site>,
+    deliver: (metric: Metric) => void,
+  ): Promise<boolean | undefined> {
+    const { log, signal, once } = this.#options;
+    const isMaintained = site.maintenance !== null && isWithin(site.maintenance, Date.now());
+    if (isMaintained && site.maintenance.checks === "skip") {
+      log.debug("Left out the check of '{name}', which is maintained", { name: site.name });
+      return;
+    }
+    let isDown: boolean | undefined;
+    try {
+      const { host } = new URL(site.url);
+      const attempts = checkWithRetries(site, {
+        scheduledAt,
+        signal,
+        client: this.#client,
+        evaluator: this.#evaluator,
+        bodies: this.#bodies,
+        attemptOnce: (site, options) =>
+          this.#slots.run(host, () => {
+            signal.throwIfAborted();
+            if (options.attempt === 1) this.#lateness.add(performance.now() - dueAt);
+            return check(site, options);
+          }),
+      });
+      for await (const metric of attempts) {
+        deliver(isMaintained ? { ...metric, tags: { ...site.tags, [MAINTENANCE_TAG]: "true" } } : metric);
+        isDown = metric.verdict === "down";
+      }
+    } catch (error) {
+      if (error instanceof Deno.errors.BrokenPipe) throw error;
+      if (signal.aborted) {
+        log.info("Gave up the check of '{name}'", { name: site.name });
+        return;
+      }
+      this.#lateness.fail();
+      this.#tellOurs(site.name, error);
+      if (once) throw error;
+    }
+    return isDown;
+  }
+
+  /** Counts checks that were left out. */
+  skip(name: string, checks: number): void {
+    this.#lateness.skip(checks);
+    this.#skipped.set(name, (this.#skipped.get(name) ?? 0) + checks);
+    this.#gathering ??= setTimeout(() => this.#tellSkipped(), GATHER_MS);
+  }
+
+  /** Ends all that was opened; says how late checks were. */
+  [Symbol.dispose](): void {
+    clearInterval(this.#reports);
+    this.#tellSkipped();
+    if (!this.#options.once) this.#report();
+    this.#evaluator[Symbol.dispose]();
+    this.#client.close();
+  }
+
+  #tellOurs(name: string, error: unknown): void {
+    const { log } = this.#options;
+    if (!isOutOfFiles(error)) {
+      return log.error("Cannot check '{name}', which says nothing of the site: {error}", {
+        name,
+        error: String(error),
+      });
+    }
+    if (performance.now() - this.#outOfFilesTold < GATHER_MS) return;
+    this.#outOfFilesTold = performance.now();
+    log.error("Cannot check '{name}' and maybe others, which says nothing of the sites: {reason}", {
+      name,
+      reason: describeOutOfFiles(),
+    });
+  }
+
+  #tellSkipped(): void {
+    clearTimeout(this.#gathering);
+    this.#gathering = undefined;
+    const { log } = this.#options;
+    const skipped = [...this.#skipped];
+    this.#skipped.clear();
+    const why = "the one before had not ended, or this machine slept";
+    if (skipped.length <= MAX_LINES) {
+      for (const [name, runs] of skipped) log.warn("Left out {runs} check(s) of '{name}': {why}", { runs, name, why });
+      return;
+    }
+    const runs = skipped.reduce((sum, [, runs]) => sum + runs, 0);
+    const [first] = skipped;
+    log.warn("Left out {runs} check(s) of {sites} sites, '{name}' among them: {why}", {
+      runs,
+      sites: skipped.length,
+      name: first![0],
+      why,
+    });
+  }
+
+  #report(): void {
+    const figures = this.#lateness.take();
+    if (figures.checks + figures.skipped + figures.failed === 0) return;
+    this.#options.log.info(
+      "Began {checks} check(s), half of them within {p50} ms of their time, 99 of 100 within {p99} ms, the latest " +
+        "{max} ms late; left out {skipped}; could not make {failed}",
+      { ...figures },
+    );
+  }
+}
