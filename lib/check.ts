@@ -13,7 +13,7 @@ export interface CheckOptions {
   readonly scheduledAt: Date;
   /** Ends the check; it rejects with the reason then, since an end of ours says nothing of the site. */
   readonly signal?: AbortSignal;
-  /** Client of the exchange, see {@linkcode createCheckClient}. */
+  /** Client of the exchange, made with the site's settings. */
   readonly client: Deno.HttpClient;
   /** Asks what may take long. */
   readonly evaluator: Evaluator;
@@ -35,18 +35,11 @@ const MAX_TEXT_BYTES = 16 * 1024 * 1024;
 const MIN_ANSWER_MS = 100;
 
 /**
- * Client that makes a new connection for each request: a check over a kept one would say nothing of the name, the port
- * or the certificate.
- */
-export function createCheckClient(): Deno.HttpClient {
-  return Deno.createHttpClient({ poolMaxIdlePerHost: 0 });
-}
-
-/**
  * Checks a site once.
  *
  * @returns The metric, as that of a final attempt; a site that is down is a result, not an error.
- * @throws A fault of ours: `Deno.errors.NotCapable` for a missing permission, or the signal's reason.
+ * @throws A fault of ours: `Deno.errors.NotCapable` for a missing permission, a proxy that is away, or the signal's
+ * reason.
  */
 export async function check(
   site: Site,
@@ -74,7 +67,7 @@ export async function check(
   });
   if (exchange.failure !== null) {
     signal?.throwIfAborted();
-    throwIfOurs(exchange.failure);
+    throwIfOurs(exchange.failure, site.client.proxy);
   }
   const { headers, body } = exchange;
   const leftMs = site.timeoutMs - (performance.now() - clock.start);

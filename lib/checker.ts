@@ -1,10 +1,12 @@
-import { check, checkWithRetries, createCheckClient } from "./check.ts";
+import { check, checkWithRetries } from "./check.ts";
+import { Clients } from "./client.ts";
 import type { Site } from "./config.ts";
 import { Evaluator } from "./evaluator.ts";
 import { Lateness } from "./lateness.ts";
 import type { Log } from "./log.ts";
 import { isWithin, MAINTENANCE_TAG } from "./maintenance.ts";
 import type { Metric } from "./metric.ts";
+import { NameGate } from "./name_gate.ts";
 import { describeOutOfFiles, fitOpenFiles, isOutOfFiles } from "./open_files.ts";
 import type { Due } from "./schedule.ts";
 import { type SlotLimits, Slots } from "./slots.ts";
@@ -29,10 +31,11 @@ const MAX_LINES = 3;
 
 /** Checks sites when they are due, as many at a time as may be, and tells how late it is. */
 export class Checker implements Disposable {
-  readonly #client = createCheckClient();
+  readonly #clients = new Clients();
   readonly #evaluator = new Evaluator();
   readonly #bodies = new Map<string, string>();
   readonly #lateness = new Lateness();
+  readonly #gate = new NameGate();
   readonly #slots: Slots;
   readonly #options: CheckerOptions;
   readonly #reports: ReturnType<typeof setInterval>;
@@ -51,6 +54,7 @@ export class Checker implements Disposable {
   /** Other sites or limits from now on. */
   resize(sites: readonly Site[], limits: SlotLimits): void {
     this.#slots.resize(fitOpenFiles(limits, { sites: sites.length, log: this.#options.log }));
+    this.#clients.retain(sites.map(({ client }) => client));
     const names = new Set(sites.map(({ name }) => name));
     for (const name of this.#bodies.keys()) if (!names.has(name)) this.#bodies.delete(name);
   }
@@ -73,19 +77,23 @@ export class Checker implements Disposable {
     }
     let isDown: boolean | undefined;
     try {
-      const { host } = new URL(site.url);
+      const { host, hostname } = new URL(site.url);
       const attempts = checkWithRetries(site, {
         scheduledAt,
         signal,
-        client: this.#client,
+        client: this.#clients.get(site.client),
         evaluator: this.#evaluator,
         bodies: this.#bodies,
-        attemptOnce: (site, options) =>
-          this.#slots.run(host, () => {
+        attemptOnce: (site, options) => {
+          const begin = () => {
             signal.throwIfAborted();
             if (options.attempt === 1) this.#lateness.add(performance.now() - dueAt);
-            return check(site, options);
-          }),
+            // After a reload, the client of the first attempt may be closed.
+            return check(site, { ...options, client: this.#clients.get(site.client) });
+          };
+          const { timeoutMs } = site;
+          return this.#gate.pass(hostname, () => this.#slots.run(host, begin), { timeoutMs, signal });
+        },
       });
       for await (const metric of attempts) {
         deliver(isMaintained ? { ...metric, tags: { ...site.tags, [MAINTENANCE_TAG]: "true" } } : metric);
@@ -117,7 +125,7 @@ export class Checker implements Disposable {
     this.#tellSkipped();
     if (!this.#options.once) this.#report();
     this.#evaluator[Symbol.dispose]();
-    this.#client.close();
+    this.#clients[Symbol.dispose]();
   }
 
   #tellOurs(name: string, error: unknown): void {

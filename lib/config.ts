@@ -5,6 +5,8 @@ import { ConfigError } from "./error.ts";
 import type { Expectations } from "./expectation.ts";
 import type { LOG_LEVELS } from "./log.ts";
 import { flagNames, type Setting, SETTINGS, type SPOOL_SYNCS, type SSL_MODES } from "./setting.ts";
+import { type ClientSettings, PROXY_VARIABLES, readClientSettings } from "./client.ts";
+import { basicAuthorization, readRequest, type RequestSettings } from "./request.ts";
 import { checkDefaults, SiteSource } from "./site_source.ts";
 import { type Given, HIDDEN, type LookUpVariable, parseGiven, Source } from "./source.ts";
 import type { SlotLimits } from "./slots.ts";
@@ -19,8 +21,12 @@ export interface Site extends Timing {
   readonly name: string;
   /** Address, without user and password. */
   readonly url: string;
-  /** Value of the `authorization` header, from the URL's user and password. */
-  readonly authorization: string | null;
+  /** What is asked of it. */
+  readonly request: RequestSettings;
+  /** How it is connected to. */
+  readonly client: ClientSettings;
+  /** What is not waited for, read or followed. */
+  readonly limits: Limits;
   /** Patterns that the body must match, as written, one a line. */
   readonly regex: string | null;
   /** What it is expected to be like. */
@@ -35,7 +41,31 @@ export interface Site extends Timing {
   readonly timeoutMs: number;
   /** What is known of it, by key; null where that is nothing. */
   readonly tags: Readonly<Record<string, string>> | null;
+  /** Where the producer that checks it stands; null where that is not configured. */
+  readonly location: string | null;
+  /** Which producer it is; null where that is not configured. */
+  readonly producer: string | null;
 }
+
+/** What is not waited for, read or followed. */
+export interface Limits {
+  /** Time until the connection stands, in ms; null for the timeout of the check. */
+  readonly connectTimeoutMs: number | null;
+  /** Time until the head of the response is there, redirects included, in ms; null for the timeout of the check. */
+  readonly firstByteTimeoutMs: number | null;
+  /** Bytes of the body, decompressed. */
+  readonly readBytes: number;
+  /** Redirects; 0: none is followed, and its status is judged. */
+  readonly maxRedirects: number;
+}
+
+/** What holds where nothing is said. */
+export const DEFAULT_LIMITS: Limits = {
+  connectTimeoutMs: null,
+  firstByteTimeoutMs: null,
+  readBytes: SETTINGS.website.read_limit.initial,
+  maxRedirects: SETTINGS.website.max_redirects.initial,
+};
 
 /** TLS towards a server; all in PEM. */
 export interface TlsSettings {
@@ -181,6 +211,8 @@ const DEFAULT_TLS_FILES = {
 const DEFAULT_TIMEOUT_MS = 10_000;
 /** A timeout equal to the interval would make a site that hangs miss every second check. */
 const DEFAULT_TIMEOUT_SHARE = 0.8;
+/** Keys that look for something in the body. */
+const BODY_KEYS = ["regex", "json", "min_bytes", "unchanged"] as const;
 const DEFAULT_MAX_CHECKS = 1_000;
 /** All sites at once: more would take the CPU from each other and distort the times. */
 const DEFAULT_MAX_CHECKS_ONCE = 50;
@@ -201,13 +233,23 @@ export async function readProducerConfig(
 ): Promise<ProducerConfig> {
   const source = await Source.open(commandLine, env);
   // What was set aside is dealt with by itself.
-  const sites = commandLine.refused === undefined ? readSites(source) : [];
+  const sites = commandLine.refused === undefined ? await readSites(source) : [];
+  warnOfProxies(source, env);
   const kafka = commandLine.dryRun || commandLine.refused !== undefined ? null : await readPublish(source);
   const limits = readSlotLimits(source);
   const spool = readSpool(source);
   const drainTimeoutMs = source.take("producer", "drain_timeout") ?? DEFAULT_DRAIN_TIMEOUT_MS;
   source.show("producer", "drain_timeout", { value: formatDuration(drainTimeoutMs) });
   return { sites, kafka, limits, spool, drainTimeoutMs, ...readCommon(source) };
+}
+
+/** Says that proxies of the environment are not gone through, which other programs do. */
+function warnOfProxies({ warnings }: Source, env: LookUpVariable): void {
+  const found = PROXY_VARIABLES.filter((name) => !/^no_/i.test(name) && env(name));
+  if (found.length === 0) return;
+  warnings.push(
+    `${found.join(", ")} of the environment: checks go through a proxy only where proxy of the site says so`,
+  );
 }
 
 async function readPublish(source: Source): Promise<PublishSettings> {
@@ -320,29 +362,43 @@ function readCommon(source: Source): CommonConfig {
 }
 
 /** The site of a URL by flag or variable alone, else those of the file. */
-function readSites(source: Source): Site[] {
+async function readSites(source: Source): Promise<Site[]> {
   checkDefaults(source);
+  const identity = readIdentity(source);
   const { url } = SETTINGS.website;
   const given = source.flag("url", url) ?? source.variable("url", url);
   if (given !== undefined) {
-    return [createSite(new SiteSource(source, { name: nameOf(source, given), section: undefined }))];
+    return [
+      await createSite(new SiteSource(source, { name: nameOf(source, given), section: undefined }), identity),
+    ];
   }
   refuseLoneFlags(source);
   const sections = source.siteSections();
-  if (sections.length === 0) {
-    throw new ConfigError(
-      "Cannot find a site to check: expected --url, URL in the environment, or [website_NAME] with a url in " +
-        source.filePath,
-    );
-  }
   const sites: Site[] = [];
   for (const { name, origin, section } of sections) {
     if (source.siteEntry(section, "url", url) === undefined) {
       throw new ConfigError(`Cannot read website '${name}' (${origin}): expected url = https://…, got none`);
     }
-    sites.push(createSite(new SiteSource(source, { name, section })));
+    const site = new SiteSource(source, { name, section });
+    const created = await createSite(site, identity);
+    if (site.take("enabled")) sites.push(created);
   }
-  return sites;
+  if (sites.length > 0) return sites;
+  throw new ConfigError(
+    "Cannot find a site to check: expected --url, URL in the environment, or [website_NAME] with a url in " +
+      source.filePath + (sections.length > 0 ? " without enabled = no" : ""),
+  );
+}
+
+/** What the producer says of itself in each metric. */
+type Identity = Pick<Site, "location" | "producer">;
+
+function readIdentity(source: Source): Identity {
+  const location = source.take("producer", "location") ?? null;
+  const producer = source.take("producer", "name") ?? null;
+  if (location !== null) source.show("producer", "location", { value: location });
+  if (producer !== null) source.show("producer", "name", { value: producer });
+  return { location, producer };
 }
 
 /** Name of the site that is given by its address. */
@@ -364,7 +420,7 @@ function refuseLoneFlags({ commandLine: { flags, lists } }: Source): void {
   if (alone !== undefined) throw new ConfigError(`Cannot use --${alone}: expected --url or URL beside it`);
 }
 
-function createSite(site: SiteSource): Site {
+async function createSite(site: SiteSource, identity: Identity): Promise<Site> {
   const url = site.take("url")!;
   const { address, authorization } = splitCredentials(url);
   site.show("url", authorization === null ? address : address.replace("://", `://${HIDDEN}@`));
@@ -379,12 +435,19 @@ function createSite(site: SiteSource): Site {
         `(${formatDuration(intervalMs)}): while it hangs, checks are left out`,
     );
   }
+  const request = await readRequest(site, authorization);
   const expectations = readExpectations(site, { url, timeoutMs });
+  const ofBody = BODY_KEYS.find((key) => site.has(key));
+  if (request.method === "HEAD" && ofBody !== undefined) {
+    throw site.refuse(ofBody, "expected a method other than HEAD beside it, whose answer has no body");
+  }
   const patterns = expectations.texts.flatMap((text) => text.error === "regex" ? [text.pattern.text] : []);
   return {
     name: site.name,
     url: address,
-    authorization,
+    request,
+    client: await readClientSettings(site),
+    limits: readRequestLimits(site, timeoutMs),
     regex: patterns.length === 0 ? null : patterns.join("\n"),
     expectations,
     ...readRetries(site, { intervalMs, timeoutMs }),
@@ -392,6 +455,27 @@ function createSite(site: SiteSource): Site {
     ...timing,
     timeoutMs,
     tags: readTags(site),
+    ...identity,
+  };
+}
+
+/** What is not waited for, read or followed. */
+function readRequestLimits(site: SiteSource, timeoutMs: number): Limits {
+  const within = (key: "connect_timeout" | "first_byte_timeout") => {
+    const limitMs = site.take(key) ?? null;
+    if (limitMs !== null && limitMs > timeoutMs) {
+      throw site.refuse(
+        key,
+        `expected at most the timeout, which is ${formatDuration(timeoutMs)}, got ${formatDuration(limitMs)}`,
+      );
+    }
+    return limitMs;
+  };
+  return {
+    connectTimeoutMs: within("connect_timeout"),
+    firstByteTimeoutMs: within("first_byte_timeout"),
+    readBytes: site.take("read_limit"),
+    maxRedirects: site.take("max_redirects"),
   };
 }
 
@@ -500,8 +584,7 @@ function splitCredentials(url: URL): { address: string; authorization: string | 
   bare.username = "";
   bare.password = "";
   // Unlike decodeURIComponent(), it takes a percent sign that encodes nothing as it stands.
-  const bytes = new TextEncoder().encode(`${unescape(url.username)}:${unescape(url.password)}`);
-  return { address: bare.href, authorization: `Basic ${bytes.toBase64()}` };
+  return { address: bare.href, authorization: basicAuthorization(unescape(url.username), unescape(url.password)) };
 }
 
 async function readKafka(source: Source): Promise<KafkaSettings> {

@@ -92,7 +92,11 @@ export class Database implements AsyncDisposable {
     this.#log = log;
     this.#servers = settings.servers.map((server) => {
       const pool = new pg.Pool(poolConfig(settings, server));
-      pool.on("error", (error) => log.debug("An idle connection ended: {reason}", { reason: errorMessage(error) }));
+      const tell = (error: Error) => log.debug("A connection broke: {reason}", { reason: errorMessage(error) });
+      pool.on("error", tell);
+      // From its first moment to its last: a server that dies may say so in one packet with its readiness, before
+      // whoever waits for the connection has it, and an error event that nobody listens to ends the process.
+      pool.on("connect", (client) => client.on("error", tell));
       return { ...server, pool };
     });
   }
@@ -120,8 +124,6 @@ export class Database implements AsyncDisposable {
   /** Lends a connection; after an error that leaves it in doubt, it is not used again. */
   async #use<T>(work: (client: PoolClient) => Promise<T>, undo?: string): Promise<T> {
     const client = await this.#connect();
-    const onError = (error: Error) => this.#log.debug("A connection broke: {reason}", { reason: errorMessage(error) });
-    client.on("error", onError);
     let broken = true;
     try {
       const result = await work(client);
@@ -134,7 +136,6 @@ export class Database implements AsyncDisposable {
       }
       throw error;
     } finally {
-      client.off("error", onError);
       client.release(broken);
     }
   }
@@ -160,8 +161,6 @@ export class Database implements AsyncDisposable {
 
   async #checkWritable(client: PoolClient): Promise<void> {
     if (this.#writable.has(client)) return;
-    const onError = () => {};
-    client.on("error", onError);
     try {
       const { rows: [row] } = await client.query<{ read_only: boolean }>(IS_READ_ONLY_SQL);
       if (row?.read_only) throw Object.assign(new Error("it takes no writes"), { code: READ_ONLY });
@@ -169,8 +168,6 @@ export class Database implements AsyncDisposable {
     } catch (error) {
       client.release(true);
       throw error;
-    } finally {
-      client.off("error", onError);
     }
   }
 }

@@ -1,23 +1,30 @@
 import { createHash } from "node:crypto";
-import type { Site } from "./config.ts";
+import type { Limits, Site } from "./config.ts";
 import type { EncodedText } from "./evaluation.ts";
-import { type Failure, RedirectError } from "./failure.ts";
+import { type Failure, LimitError, RedirectError } from "./failure.ts";
 import type { Phase } from "./metric.ts";
 import { isBlockedPort } from "./value.ts";
 
-/** Redirects that are followed. */
-const MAX_REDIRECTS = 10;
 const READ_BYTES = 16 * 1024;
-const USER_AGENT = "site_checker";
+/** Headers that tell no host what is meant for another. */
+const COMMON_HEADERS: readonly string[] = ["accept", "accept-encoding", "accept-language", "user-agent"];
+
+type HeaderRecord = Readonly<Record<string, string>>;
 
 /** What is sent to a site. */
 export interface PreparedRequest {
   /** Address. */
   readonly url: string;
-  /** Headers. */
+  /** Method. */
+  readonly method: string;
+  /** Headers, the names in lower case. */
   readonly headers: Readonly<Record<string, string>>;
+  /** Body, if it has one. */
+  readonly body: Uint8Array<ArrayBuffer> | null;
   /** Client that sends it. */
   readonly client: Deno.HttpClient;
+  /** What is not waited for, read or followed. */
+  readonly limits: Limits;
 }
 
 /** What came of it; `null` for what was not reached. */
@@ -49,9 +56,16 @@ export interface Body extends EncodedText {
 }
 
 /** What is to be sent to a site. */
-export function prepare({ url, authorization }: Site, client: Deno.HttpClient): PreparedRequest {
-  const headers = { accept: "*/*", "user-agent": USER_AGENT, ...(authorization !== null && { authorization }) };
-  return { url, headers, client };
+export function prepare({ url, request, limits }: Site, client: Deno.HttpClient): PreparedRequest {
+  const { method, headers, body, authorization } = request;
+  return {
+    url,
+    method,
+    headers: { ...headers, ...(authorization !== null && { authorization }) },
+    body,
+    client,
+    limits,
+  };
 }
 
 /** Options of {@linkcode exchangeOver}. */
@@ -81,27 +95,35 @@ export async function exchangeOver(
     body: null,
     failure: null,
   };
+  const { client, limits } = request;
   let phase: Phase = "first_byte";
+  const head = limitHead(limits, { signal, start });
   try {
-    let { headers } = request;
+    let { method, headers, body } = request;
     let target = new URL(request.url);
     for (;;) {
       phase = "first_byte";
-      const response = await fetch(target, { headers, client: request.client, signal, redirect: "manual" });
+      const response = await fetch(target, { method, headers, body, client, signal: head.signal, redirect: "manual" });
       exchange.status = response.status;
       exchange.firstByteMs = performance.now() - start;
       phase = "download";
-      const location = isRedirect(response.status) ? response.headers.get("location") : null;
+      const follow = limits.maxRedirects > 0 && isRedirect(response.status);
+      const location = follow ? response.headers.get("location") : null;
       if (location === null) {
+        head.clear();
         exchange.headers = response.headers;
-        exchange.body = await readBody(response, keepBytes);
+        exchange.body = await readBody(response, { keepBytes, maxBytes: limits.readBytes });
         exchange.totalMs = performance.now() - start;
         return exchange;
       }
       await response.body?.cancel();
-      const next = nextTarget(location, target, exchange.redirects);
-      // As browsers do: credentials are the first host's alone (Fetch standard, "HTTP-redirect fetch").
-      if (next.origin !== target.origin) headers = withoutAuthorization(headers);
+      const next = nextTarget(location, target, { redirects: exchange.redirects, maxRedirects: limits.maxRedirects });
+      if (becomesGet(response.status, method)) {
+        method = "GET";
+        body = null;
+        headers = filterHeaders(headers, (name) => !name.startsWith("content-"));
+      }
+      headers = headersBehind(headers, target, next);
       target = next;
       exchange.redirects++;
       exchange.finalUrl = target.href;
@@ -109,22 +131,57 @@ export async function exchangeOver(
   } catch (error) {
     exchange.failure = { error, phase };
     return exchange;
+  } finally {
+    head.clear();
   }
 }
 
-function withoutAuthorization(
-  { authorization: _, ...headers }: Readonly<Record<string, string>>,
-): Record<string, string> {
-  return headers;
+/** Signal that is aborted, too, when the head of the response takes too long. */
+function limitHead(
+  { firstByteTimeoutMs }: Limits,
+  { signal, start }: Pick<ExchangeOptions, "signal" | "start">,
+): { readonly signal: AbortSignal; readonly clear: () => void } {
+  if (firstByteTimeoutMs === null) return { signal, clear: () => {} };
+  const controller = new AbortController();
+  const end = () =>
+    controller.abort(new LimitError("first_byte_timeout", `no head of a response within ${firstByteTimeoutMs} ms`));
+  const timer = setTimeout(end, firstByteTimeoutMs - (performance.now() - start));
+  return { signal: AbortSignal.any([signal, controller.signal]), clear: () => clearTimeout(timer) };
+}
+
+/** Whether a redirect makes a GET of a request (Fetch standard, "HTTP-redirect fetch"). */
+function becomesGet(status: number, method: string): boolean {
+  return status === 303 ? method !== "HEAD" : method === "POST" && (status === 301 || status === 302);
+}
+
+/**
+ * Headers for the place that a redirect leads to. As browsers do, credentials are the first origin's alone (Fetch
+ * standard, "HTTP-redirect fetch"); what the settings add may be secret too, and does not go to another host.
+ */
+function headersBehind(headers: HeaderRecord, from: URL, to: URL): HeaderRecord {
+  if (to.origin === from.origin) return headers;
+  const away = to.hostname !== from.hostname || to.protocol === "http:" && from.protocol === "https:";
+  return filterHeaders(
+    headers,
+    (name) => away ? COMMON_HEADERS.includes(name) : name !== "authorization" && name !== "host",
+  );
+}
+
+function filterHeaders(headers: HeaderRecord, keep: (name: string) => boolean): HeaderRecord {
+  return Object.fromEntries(Object.entries(headers).filter(([name]) => keep(name)));
 }
 
 function isRedirect(status: number): boolean {
   return status === 301 || status === 302 || status === 303 || status === 307 || status === 308;
 }
 
-function nextTarget(location: string, target: URL, redirects: number): URL {
-  if (redirects >= MAX_REDIRECTS) {
-    throw new RedirectError("redirect_loop", `expected at most ${MAX_REDIRECTS} redirects, got another`);
+function nextTarget(
+  location: string,
+  target: URL,
+  { redirects, maxRedirects }: { redirects: number; maxRedirects: number },
+): URL {
+  if (redirects >= maxRedirects) {
+    throw new RedirectError("redirect_loop", `expected at most ${maxRedirects} redirects, got another`);
   }
   if (!URL.canParse(location, target)) {
     throw new RedirectError("redirect_denied", `expected a URL to be redirected to, got '${location.slice(0, 200)}'`);
@@ -142,7 +199,10 @@ function nextTarget(location: string, target: URL, redirects: number): URL {
 }
 
 /** Reads a body to its end; what is done with it comes later, so that it is no part of the response time. */
-async function readBody({ body, headers }: Response, keepBytes: number): Promise<Body> {
+async function readBody(
+  { body, headers }: Response,
+  { keepBytes, maxBytes }: { keepBytes: number; maxBytes: number },
+): Promise<Body> {
   const hash = createHash("sha256");
   const kept: Uint8Array[] = [];
   let bytes = 0;
@@ -154,6 +214,10 @@ async function readBody({ body, headers }: Response, keepBytes: number): Promise
     hash.update(chunk);
     if (bytes < keepBytes) kept.push(chunk.slice(0, keepBytes - bytes));
     bytes += chunk.length;
+    if (bytes > maxBytes) {
+      await reader.cancel();
+      throw new LimitError("body_too_large", `expected a body of at most ${maxBytes} bytes, got more`);
+    }
     buffer = new Uint8Array(chunk.buffer);
   }
   return { bytes, sha256: hash.digest("hex"), kept, contentType: headers.get("content-type") };

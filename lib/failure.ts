@@ -1,3 +1,4 @@
+import type { ProxySettings } from "./client.ts";
 import type { Site } from "./config.ts";
 import { errorCode, errorMessage } from "./error.ts";
 import { type CheckError, isoTime, type Phase } from "./metric.ts";
@@ -15,6 +16,14 @@ export interface Failure {
 export class RedirectError extends Error {
   /** With the class that it is of. */
   constructor(readonly kind: Extract<CheckError, "redirect_loop" | "redirect_denied">, message: string) {
+    super(message);
+  }
+}
+
+/** A response that takes longer, or is longer, than the site may. */
+export class LimitError extends Error {
+  /** With the class that it is of. */
+  constructor(readonly kind: Extract<CheckError, "first_byte_timeout" | "body_too_large">, message: string) {
     super(message);
   }
 }
@@ -54,8 +63,10 @@ export function describeFailure(
   { timeoutMs }: Site,
 ): { error: CheckError; phase: Phase; message: string } {
   if (error instanceof RedirectError) return { error: error.kind, phase: "first_byte", message: error.message };
+  if (error instanceof LimitError) return { error: error.kind, phase, message: error.message };
   if (error instanceof DOMException && error.name === "TimeoutError") {
-    return { error: "timeout", phase, message: `no complete response within ${timeoutMs} ms` };
+    const kind = phase === "download" ? "body_timeout" : "timeout";
+    return { error: kind, phase, message: `no complete response within ${timeoutMs} ms` };
   }
   const message = plainMessage(error);
   const known = FAILURES.find(({ text }) => text.test(message));
@@ -90,12 +101,18 @@ const OURS_REGEXP = /tcp (?!connect error)[\w ]+ error:|\(os error (?:1|12|13|23
 const OUR_CODES = ["EPERM", "EACCES", "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EADDRNOTAVAIL"];
 const LOOK_UP_REGEXP = /dns error:|getaddrinfo/;
 
+/** Failures to reach a proxy, by a part of their text: where there is one, the runtime itself connects to nothing else. */
+const PROXY_REGEXP =
+  /client error \(Connect\): (?:tcp connect error|dns error|proxy authentication required|Proxy server unreachable)/;
+
 /**
  * A failure of this machine or its operator says nothing of the site: it is thrown on, as what it is. A missing permission
  * is a `NotCapable`, or has one of three disguises: the cause of a failed fetch when the name resolved to an address that
  * is denied, a `NotCapable` among the events of `node:net`, and `EPERM` of a look-up.
+ *
+ * @param proxy Where there is one: that it is away or does not let us in is no fault of the site either.
  */
-export function throwIfOurs({ error }: Failure): void {
+export function throwIfOurs({ error }: Failure, proxy: ProxySettings | null = null): void {
   if (error instanceof Deno.errors.NotCapable) throw error;
   const message = errorMessage(error);
   const permission = /Requires \w+ access to .*/.exec(message);
@@ -111,4 +128,9 @@ export function throwIfOurs({ error }: Failure): void {
     if (countOpenable(1) === 0) throw new Error(`Too many open files to look a name up (${message})`, { cause: error });
   }
   if (OURS_REGEXP.test(message) || OUR_CODES.includes(code ?? "")) throw error;
+  if (proxy !== null && PROXY_REGEXP.test(message)) {
+    throw new Error(`Cannot reach the proxy ${proxy.url}: ${plainMessage(error).replaceAll(NOISE_REGEXP, "")}`, {
+      cause: error,
+    });
+  }
 }

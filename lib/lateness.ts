@@ -56,10 +56,11 @@ export class Lateness {
       skipped: this.#skipped,
       failed: this.#failed,
     };
-    this.#buckets.length =
-      this.#checks =
+    this.#buckets.length = 0;
+    this.#checks =
       this.#max =
       this.#skipped =
+      this.#failed =
         0;
     return figures;
   }

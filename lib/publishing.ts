@@ -58,6 +58,7 @@ export class Publishing {
   readonly #told = new Set<string>();
   readonly #done: Promise<unknown>;
   #refused = 0;
+  #ended = false;
 
   /** Begins at once. */
   constructor(settings: PublishSettings, { spool, log }: PublishingOptions) {
@@ -101,6 +102,7 @@ export class Publishing {
       const late = new AbortController();
       await Promise.race([Promise.all(closed), sleepUntilAborted(CLOSE_TIMEOUT_MS, late.signal)]);
       late.abort();
+      this.#ended = true;
     }
   }
 
@@ -180,6 +182,8 @@ export class Publishing {
   }
 
   #settle({ acknowledged, refused, delayed }: PublishResult<SpooledMessage>): void {
+    // The spool may be closed: what Kafka took at last is sent once more by the next start, and is one row by its id.
+    if (this.#ended) return;
     this.#spool.delete(acknowledged);
     this.#spool.refuse(refused);
     this.#refused += refused.length;

@@ -7,18 +7,23 @@ import {
   choice,
   duration,
   expression,
+  header,
   headerPattern,
+  headerValue,
   hosts,
   httpUrl,
   integer,
   pair,
   type ParseValue,
   pattern,
+  proxyUrl,
   retention,
   servers,
   statusRanges,
   text,
+  token,
   unchangedBody,
+  yesNo,
 } from "./value.ts";
 
 /** The two programs. */
@@ -40,8 +45,13 @@ export interface Setting<T> {
   readonly programs: readonly ProgramName[];
   /** Other names that it has in the file, and (with `-` for `_`) as flags and in the environment. */
   readonly aliases?: readonly string[];
-  /** What of its value must never be shown: all of it, or the user and password that an address may hold. */
-  readonly secret?: "value" | "credentials";
+  /**
+   * What of its value must never be shown: all of it, the user and password that an address may hold, or what stands
+   * behind the colon of `name: value`.
+   */
+  readonly secret?: "value" | "credentials" | "pair";
+  /** Whether `${SITE_CHECKER_…}` in it stands for an environment variable. Default: false. */
+  readonly references?: boolean;
   /** False where it has no environment variable. Default: true. */
   readonly variable?: boolean;
   /**
@@ -79,6 +89,18 @@ export const SSL_MODES = ["disable", "require", "verify-ca", "verify-full"] as c
 
 /** Ways to write the spool. */
 export const SPOOL_SYNCS = ["normal", "full"] as const;
+
+/** Methods of a request; CONNECT, TRACE and TRACK are refused by fetch. */
+export const METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] as const;
+
+/** Whether HTTP/2 is spoken: where the server offers it, never, or without asking. */
+export const HTTP2_MODES = ["auto", "off", "only"] as const;
+
+/** Versions of IP that a site is reached over. */
+export const IP_VERSIONS = ["any", "4", "6"] as const;
+
+/** What every setting of a request shares. */
+const SITE = { programs: ["producer"], variable: false } as const;
 
 /** The one declaration of every setting, by section and key of the file; flags, `--help` and errors come from it. */
 export const SETTINGS = {
@@ -320,14 +342,213 @@ export const SETTINGS = {
       programs: ["producer"],
       variable: false,
     }),
+    // Whether and as what
+    enabled: fixed({
+      ...SITE,
+      parse: yesNo(),
+      flag: "enabled",
+      placeholder: "yes|no",
+      meaning: "whether it is checked",
+      fallback: "yes",
+    }),
     tags: list({
+      ...SITE,
       parse: pair("="),
       flag: "tag",
       placeholder: "key=value",
       meaning: "what is known of the site, kept with each result",
       fallback: "none",
-      programs: ["producer"],
-      variable: false,
+    }),
+    // Request
+    method: fixed({
+      ...SITE,
+      parse: choice(METHODS),
+      flag: "method",
+      placeholder: "method",
+      meaning: "method of the request",
+      fallback: "GET",
+    }),
+    headers: list({
+      ...SITE,
+      parse: header(),
+      flag: "header",
+      placeholder: "name:value",
+      meaning: "header of the request; not sent to another host that a redirect leads to",
+      fallback: "accept: */*",
+      secret: "pair",
+      references: true,
+    }),
+    body: setting({
+      ...SITE,
+      parse: anyText(),
+      flag: "body",
+      placeholder: "text",
+      meaning: "body of the request; its type is for headers to say",
+      fallback: "none",
+      secret: "value",
+      references: true,
+    }),
+    body_file: setting({
+      ...SITE,
+      parse: text(),
+      flag: "body-file",
+      placeholder: "file",
+      meaning: "file with the body of the request, sent as it is",
+      fallback: "none",
+    }),
+    user_agent: fixed({
+      ...SITE,
+      parse: headerValue(),
+      flag: "user-agent",
+      placeholder: "text",
+      meaning: "what the request says it comes from",
+      fallback: "site_checker",
+    }),
+    host: setting({
+      ...SITE,
+      parse: headerValue(),
+      flag: "host",
+      placeholder: "host[:port]",
+      meaning: "header host, as for a site behind another's address; a certificate is still checked for the URL's host",
+      fallback: "host of the URL",
+    }),
+    basic_user: setting({
+      ...SITE,
+      parse: text(),
+      flag: "basic-user",
+      placeholder: "name",
+      meaning: "user of basic authentication",
+      fallback: "that of the URL",
+      references: true,
+    }),
+    basic_password: setting({
+      ...SITE,
+      parse: anyText(),
+      flag: "basic-password",
+      placeholder: "password",
+      meaning: "its password",
+      fallback: "that of the URL",
+      secret: "value",
+      references: true,
+    }),
+    basic_password_file: setting({
+      ...SITE,
+      parse: text(),
+      flag: "basic-password-file",
+      placeholder: "file",
+      meaning: "file with its password; a line end behind it does not count",
+      fallback: "none",
+    }),
+    bearer_token: setting({
+      ...SITE,
+      parse: token(),
+      flag: "bearer-token",
+      placeholder: "token",
+      meaning: "token of bearer authentication",
+      fallback: "none",
+      secret: "value",
+      references: true,
+    }),
+    bearer_token_file: setting({
+      ...SITE,
+      parse: text(),
+      flag: "bearer-token-file",
+      placeholder: "file",
+      meaning: "file with it; a line end behind it does not count",
+      fallback: "none",
+    }),
+    tls_ca: setting({
+      ...SITE,
+      parse: text(),
+      flag: "tls-ca",
+      placeholder: "file",
+      meaning: "certificates of authorities that the server's may come from, beside the system's (PEM)",
+      fallback: "none",
+    }),
+    tls_cert: setting({
+      ...SITE,
+      parse: text(),
+      flag: "tls-cert",
+      placeholder: "file",
+      meaning: "client certificate (PEM)",
+      fallback: "none",
+    }),
+    tls_key: setting({
+      ...SITE,
+      parse: text(),
+      flag: "tls-key",
+      placeholder: "file",
+      meaning: "private key of the client certificate (PEM)",
+      fallback: "none",
+    }),
+    proxy: setting({
+      ...SITE,
+      parse: proxyUrl(),
+      flag: "proxy",
+      placeholder: "url",
+      meaning: "proxy to check through: http://, https:// or socks5://; HTTP_PROXY and its like are not followed",
+      fallback: "none",
+      secret: "credentials",
+      references: true,
+      everySite: "flag",
+    }),
+    http2: fixed({
+      ...SITE,
+      parse: choice(HTTP2_MODES),
+      flag: "http2",
+      placeholder: "mode",
+      meaning: "auto: where an https server offers it; off: never; only: nothing else, without asking over http",
+      fallback: "auto",
+    }),
+    ip_version: fixed({
+      ...SITE,
+      parse: choice(IP_VERSIONS),
+      flag: "ip-version",
+      placeholder: "version",
+      meaning: "version of IP to connect over",
+      fallback: "any",
+      everySite: "flag",
+    }),
+    reuse_connection: fixed({
+      ...SITE,
+      parse: yesNo(),
+      flag: "reuse-connection",
+      placeholder: "yes|no",
+      meaning: "whether a connection is kept for the next check, which says nothing of DNS, port and certificate then",
+      fallback: "no",
+    }),
+    // Limits
+    connect_timeout: setting({
+      ...SITE,
+      parse: duration({ minMs: 1, maxMs: 60 * MINUTE_MS }),
+      flag: "connect-timeout",
+      placeholder: "duration",
+      meaning: "time until the connection stands, TLS included; it is looked at before every check then",
+      fallback: "the timeout",
+    }),
+    first_byte_timeout: setting({
+      ...SITE,
+      parse: duration({ minMs: 1, maxMs: 60 * MINUTE_MS }),
+      flag: "first-byte-timeout",
+      placeholder: "duration",
+      meaning: "time until the head of the response is there, redirects included",
+      fallback: "the timeout",
+    }),
+    read_limit: fixed({
+      ...SITE,
+      parse: byteSize(1),
+      flag: "read-limit",
+      placeholder: "bytes",
+      meaning: "bytes of the body, decompressed; a longer one is not read on, and is body_too_large",
+      fallback: "64M",
+    }),
+    max_redirects: fixed({
+      ...SITE,
+      parse: integer(0, 50),
+      flag: "max-redirects",
+      placeholder: "n",
+      meaning: "redirects to follow, more are redirect_loop; 0: none is followed, and its status is judged",
+      fallback: "10",
     }),
   },
   kafka: {
@@ -491,6 +712,22 @@ export const SETTINGS = {
     }),
   },
   producer: {
+    location: setting({
+      parse: text(),
+      flag: "producer-location",
+      placeholder: "text",
+      meaning: "where the producer stands, kept with each result",
+      fallback: "none",
+      programs: ["producer"],
+    }),
+    name: setting({
+      parse: text(),
+      flag: "producer-name",
+      placeholder: "text",
+      meaning: "which producer it is, kept with each result",
+      fallback: "none",
+      programs: ["producer"],
+    }),
     max_checks: setting({
       parse: integer(1, 100_000),
       flag: "max-checks",

@@ -1,7 +1,7 @@
 import { ConfigError } from "./error.ts";
 import type { IniSection } from "./ini.ts";
 import { type Setting, SETTINGS, type SiteKey, type SiteValue } from "./setting.ts";
-import { type Given, HIDDEN, parseGiven, type Source } from "./source.ts";
+import { type Given, HIDDEN, hideCredentials, parseGiven, type Source } from "./source.ts";
 
 /**
  * Reads each value of `[defaults]`, since no site may come to take it.
@@ -11,17 +11,27 @@ import { type Given, HIDDEN, parseGiven, type Source } from "./source.ts";
 export function checkDefaults(source: Source): void {
   for (const [key, setting] of Object.entries<Setting<unknown>>(SETTINGS.website)) {
     const given = source.siteEntry(undefined, key, setting);
-    if (given !== undefined) parseLines(setting, given, `${key} of [defaults]`);
+    if (given !== undefined) parseLines(source, setting, { given, label: `${key} of [defaults]` });
   }
 }
 
-function parseLines(setting: Setting<unknown>, given: Given, label: string): unknown[] {
-  return linesOf(setting, given).map((line) => parseGiven(setting, line, label));
+function parseLines(
+  source: Source,
+  setting: Setting<unknown>,
+  { given, label }: { given: Given; label: string },
+): unknown[] {
+  return linesOf(setting, given).map((line) =>
+    parseGiven(setting, setting.references ? source.resolve(line, label) : line, label)
+  );
 }
 
 /** What is given, value by value. */
 function linesOf({ several }: Setting<unknown>, given: Given): readonly Given[] {
   return several && given.lines !== undefined ? given.lines : [given];
+}
+
+function hideBehindName(text: string): string {
+  return `${text.split(":", 1)[0]}: ${HIDDEN}`;
 }
 
 /** Options of {@linkcode SiteSource}. */
@@ -63,13 +73,14 @@ export class SiteSource {
     const given = this.#find(key, setting);
     if (given === undefined) return (setting.several ? [] : setting.initial) as SiteValue<K>;
     this.#given.set(key, given);
-    const values = parseLines(setting, given, this.#label(key, given));
+    const values = parseLines(this.#source, setting, { given, label: this.#label(key, given) });
     const [value] = values;
     this.show(
       key,
       setting.several
-        ? linesOf(setting, given).map(({ text }) => text).join("\n")
-        : setting.parse.format?.(value) ?? given.text,
+        ? linesOf(setting, given).map(({ text }) => setting.secret === "pair" ? hideBehindName(text) : text).join("\n")
+        : setting.parse.format?.(value) ??
+          (setting.secret === "credentials" ? hideCredentials(given.text) : given.text),
     );
     return (setting.several ? values : value) as SiteValue<K>;
   }

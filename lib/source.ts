@@ -18,6 +18,8 @@ export interface Given {
   readonly origin: string;
   /** Its values, of a setting that takes several. */
   readonly lines?: readonly Given[];
+  /** Text with the values of the environment variables that it names; it may be a secret. Default: the text. */
+  readonly resolved?: string;
 }
 
 /** A `[website_NAME]` of the file. */
@@ -36,6 +38,11 @@ export const HIDDEN = "********";
 const DEFAULTS_SECTION = "defaults";
 const SITE_SECTION_REGEXP = /^website_(?<name>.*)$/s;
 const MAX_SHOWN_LENGTH = 80;
+
+/** `${NAME}`, and `$${` for what is to be left as `${`. */
+const REFERENCE_REGEXP = /\$\$\{|\$\{(?<name>[^}]*)\}?/g;
+/** Environment variables that a value may name: the programs may read these, and those of settings. */
+const REFERENCE_PREFIX = "SITE_CHECKER_";
 
 /** Where settings come from: flags before environment before file. */
 export class Source {
@@ -139,6 +146,28 @@ export class Source {
     return this.#lookUp([section?.entries, defaults, section?.inherited], key, setting);
   }
 
+  /**
+   * Puts the values of environment variables in for `${SITE_CHECKER_…}`.
+   *
+   * @param label What it stands in, for errors: "bearer_token of website 'apache'".
+   * @throws {ConfigError} when a variable has another name, or is not set.
+   */
+  resolve(given: Given, label: string): Given {
+    const resolved = given.text.replaceAll(REFERENCE_REGEXP, (match, name: string | undefined) => {
+      if (name === undefined) return "${";
+      if (!name.startsWith(REFERENCE_PREFIX) || !match.endsWith("}")) {
+        throw new ConfigError(
+          `Cannot read ${label} (${given.origin}): expected \${${REFERENCE_PREFIX}…}, a variable of the environment, ` +
+            "or $${ for ${ itself",
+        );
+      }
+      const value = this.#lookUpVariable(name);
+      if (value) return value;
+      throw new ConfigError(`Cannot read ${label} (${given.origin}): environment variable ${name} is not set`);
+    });
+    return { ...given, resolved };
+  }
+
   #section(name: string): IniSection | undefined {
     return this.#file?.sections.find((section) => section.name === name);
   }
@@ -222,13 +251,13 @@ export interface ShowOptions {
  * @param label What it is, for errors: "interval of website 'apache'".
  * @throws {ConfigError} with where it stands, what is allowed and what is there, secrets hidden.
  */
-export function parseGiven<T>(setting: Setting<T>, { text, origin }: Given, label: string): T {
+export function parseGiven<T>(setting: Setting<T>, { text, origin, resolved = text }: Given, label: string): T {
   try {
-    return setting.parse(text);
+    return setting.parse(resolved);
   } catch (error) {
     if (!(error instanceof SyntaxError || error instanceof RangeError)) throw error;
     const shown = setting.secret === "credentials" ? hideCredentials(text) : text;
-    const got = setting.secret === "value" ? "" : `, got '${shorten(shown)}'`;
+    const got = setting.secret === "value" || setting.secret === "pair" ? "" : `, got '${shorten(shown)}'`;
     throw new ConfigError(`Cannot read ${label} (${origin}): ${error.message}${got}`);
   }
 }
@@ -259,7 +288,7 @@ function onlyOne(candidates: readonly Candidate[]): Given | undefined {
 }
 
 /** Hides user and password of an address that may be broken: all up to the last @, but for the scheme. */
-function hideCredentials(text: string): string {
+export function hideCredentials(text: string): string {
   return text.replace(/^(\s*\w+:\/\/)?.*@/s, `$1${HIDDEN}@`);
 }
 

@@ -1,18 +1,27 @@
 import { ConfigError, errorMessage } from "./error.ts";
 
 /**
+ * Reads a file that the operator named.
+ *
+ * @param label What it is, for errors: "configuration file".
+ * @throws {ConfigError} when there is none, or it may not be read.
+ */
+export async function readNamedFile(path: string, label: string): Promise<Uint8Array<ArrayBuffer>> {
+  try {
+    return await Deno.readFile(path);
+  } catch (error) {
+    throw new ConfigError(`Cannot read ${label} '${path}': ${describeFault(error, path)}`);
+  }
+}
+
+/**
  * Reads a text that the operator named.
  *
  * @param label What it is, for errors: "configuration file".
  * @throws {ConfigError} when there is none, it may not be read, or it is not UTF-8.
  */
 export async function readTextFile(path: string, label: string): Promise<string> {
-  let bytes: Uint8Array;
-  try {
-    bytes = await Deno.readFile(path);
-  } catch (error) {
-    throw new ConfigError(`Cannot read ${label} '${path}': ${describeFault(error, path)}`);
-  }
+  const bytes = await readNamedFile(path, label);
   let text: string | undefined;
   try {
     text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);

@@ -29,6 +29,15 @@ const SERVER_REGEXP = /^(?<host>[\p{L}\p{N}_.-]+)(?::(?<port>\d{1,5}))?$/u;
 const HEADER_REGEXP = /^([\w!#$%&'*+.^`|~-]+)\s*(?:(:)\s*(.*))?$/s;
 const STATUS_RANGE_REGEXP = /^(\d{3})(?:\s*-\s*(\d{3}))?$/;
 const SHA256_REGEXP = /^[\da-f]{64}$/;
+/** RFC 9110, 5.6.2 "token" and 5.5 "field-value", to which obs-text belongs as far as it is Latin-1. */
+const HEADER_NAME_REGEXP = /^[!#$%&'*+.^_`|~\w-]+$/;
+const HEADER_VALUE_REGEXP = /^[\t\x20-\x7e\x80-\xff]*$/;
+/** RFC 6750, 2.1 "b64token". */
+const TOKEN_REGEXP = /^[\w.~+/-]+=*$/;
+const PROXY_PROTOCOLS = ["http:", "https:", "socks5:"];
+/** As Python's configparser has them. */
+const YES = ["yes", "true", "on", "1"];
+const NO = ["no", "false", "off", "0"];
 const HTTP_REGEXP = /^https?:\/\/[^/\\]/i;
 const DEFAULT_KAFKA_PORT = 9092;
 
@@ -135,6 +144,15 @@ export function choice<const T extends string>(words: readonly T[]): ParseValue<
   }, String);
 }
 
+/** Parser of yes or no, also `true`, `on`, `1` and `false`, `off`, `0`. */
+export function yesNo(): ParseValue<boolean> {
+  return parser("yes, no", (text) => {
+    const word = text.trim().toLowerCase();
+    if (!YES.includes(word) && !NO.includes(word)) throw new SyntaxError("expected yes or no");
+    return YES.includes(word);
+  }, (yes) => yes ? "yes" : "no");
+}
+
 /** Parser of any text. */
 export function anyText(): ParseValue<string> {
   return parser("text", (value) => value);
@@ -178,6 +196,48 @@ export function pair(delimiter: "=" | ":"): ParseValue<readonly [key: string, va
     const key = value.slice(0, Math.max(0, index)).trim();
     if (key === "") throw new SyntaxError(`expected ${kind}`);
     return [key, value.slice(index + 1).trim()];
+  });
+}
+
+/** Parser of a header, `name: value`; the name in lower case. */
+export function header(): ParseValue<readonly [name: string, value: string]> {
+  return parser("name: value", (value) => {
+    const [name, content] = pair(":")(value);
+    if (!HEADER_NAME_REGEXP.test(name)) throw new SyntaxError("expected name: value, with a name as HTTP has them");
+    return [name.toLowerCase(), headerValue()(content)];
+  });
+}
+
+/** Parser of what a header may say: characters of Latin-1, none for control. */
+export function headerValue(): ParseValue<string> {
+  return parser("text", (value) => {
+    if (!HEADER_VALUE_REGEXP.test(value)) {
+      throw new SyntaxError("expected one line of Latin-1 characters, as HTTP takes for a header");
+    }
+    return value;
+  });
+}
+
+/** Parser of a token as bearer authentication has it. */
+export function token(): ParseValue<string> {
+  return parser("token", (value) => {
+    if (!TOKEN_REGEXP.test(value)) {
+      throw new SyntaxError("expected letters, digits and -._~+/ with = at the end at most");
+    }
+    return value;
+  });
+}
+
+/** Parser of a proxy's address; user and password stay in it. */
+export function proxyUrl(): ParseValue<URL> {
+  const expected = "expected http://, https:// or socks5:// with a host and a port alone, such as http://proxy:3128";
+  return parser("URL", (value) => {
+    const url = URL.canParse(value) ? new URL(value) : undefined;
+    if (url === undefined || !PROXY_PROTOCOLS.includes(url.protocol) || url.hostname === "") {
+      throw new SyntaxError(expected);
+    }
+    if (!["", "/"].includes(url.pathname) || url.search !== "" || url.hash !== "") throw new SyntaxError(expected);
+    return url;
   });
 }
 

@@ -13,6 +13,9 @@ hidden, and \`--help\` the flags of a program.
 - **Files** begin in the folder where the program is started.
 - **Keys that take several values** take one a line, the further ones indented, and one a flag, which may be repeated.
   Empty lines and comments count for nothing. Any other key takes its lines as one text.
+- **Secrets** are never shown: not in logs, not in results, not by \`--check-config\`. Where the table says so (\`\${…}\`),
+  \`\${SITE_CHECKER_NAME}\` stands for the environment variable of that name, which begins with \`SITE_CHECKER_\`, the ones
+  that the producer may read; \`$\${\` stands for \`\${\` itself.
 - **The file** is read as Python's \`configparser\` reads it: \`#\` and \`;\` begin comments at the beginning of a line alone,
   \`%(key)s\` stands for another value of the section, \`%%\` for a percent sign.
 `;
@@ -40,6 +43,10 @@ interval = 10s
 tags =
 \`\`\`
 
+A request goes through a proxy only where \`proxy\` says so; \`HTTP_PROXY\` and its like are not followed, and the producer
+says so when they are set. Redirects are followed as browsers do it: 303 makes a GET of every request, 301 and 302 of a
+POST. \`headers\` and \`host\` do not go to another host, and credentials not even to another port or scheme.
+
 With \`--url\` (or \`URL\`), that one site is checked, by the flags below and \`[defaults]\`. Without, only flags with ¹ are
 taken, and variables with ², for every site of the file.
 `,
@@ -48,6 +55,9 @@ taken, and variables with ², for every site of the file.
   producer: "## [producer]\n\nRead by the producer alone.\n",
   log: "## [log]\n",
 };
+
+/** What of a secret is hidden. */
+const NEVER_SHOWN = { value: "it is", credentials: "user and password are", pair: "values are" } as const;
 
 /** The page docs/configuration.md: every setting, from its declaration. */
 export function configurationPage(): string {
@@ -59,23 +69,24 @@ export function configurationPage(): string {
 }
 
 function row([key, setting]: readonly [string, Setting<unknown>]): string[] {
-  const { several, everySite, secret, aliases = [], fallback, meaning, parse } = setting;
+  const { several, everySite, secret, references, aliases = [], fallback, meaning, parse } = setting;
+  const kinds = [parse.kind, ...(several ? ["several"] : []), ...(references ? ["`${…}`"] : [])];
   const names = [key, ...aliases].map((name) => `\`${name}\``).join(", ");
   const flags = flagNames(key, setting).map((flag) => `\`--${flag}\`${everySite === undefined ? "" : "¹"}`);
   const variables = variableNames(key, setting)
     .map((name) => `\`${name}\`${everySite === "flag and variable" ? "²" : ""}`);
   return [
     names,
-    several ? `${parse.kind}; several` : parse.kind,
+    kinds.join("; "),
     fallback,
-    `${meaning}${secret === "value" ? " (never shown)" : ""}`,
+    `${meaning}${secret === undefined ? "" : ` (${NEVER_SHOWN[secret]} never shown)`}`,
     [...flags, ...variables].join(", "),
   ];
 }
 
 /** Table in Markdown, with the columns aligned as `deno fmt` aligns them. */
 function table(rows: readonly string[][]): string {
-  const escaped = rows.map((cells) => cells.map((cell) => cell.replaceAll("|", "\\|")));
+  const escaped = rows.map((cells) => cells.map((cell) => cell.replaceAll(/[|*]/g, "\\$&")));
   const widths = escaped[0]!.map((_, column) => Math.max(...escaped.map((cells) => cells[column]!.length)));
   const lines = escaped.map((cells) => cells.map((cell, column) => cell.padEnd(widths[column]!)));
   const rule = widths.map((width) => "-".repeat(width));

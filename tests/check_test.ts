@@ -5,8 +5,10 @@ import { createServer, type Socket } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
 import { version as uuidVersion } from "uuid";
-import { check, type CheckOptions, createCheckClient } from "../lib/check.ts";
-import type { Site } from "../lib/config.ts";
+import { check, type CheckOptions } from "../lib/check.ts";
+import { createClient, DEFAULT_CLIENT } from "../lib/client.ts";
+import { DEFAULT_LIMITS, type Site } from "../lib/config.ts";
+import { DEFAULT_REQUEST } from "../lib/request.ts";
 import { Evaluator } from "../lib/evaluator.ts";
 import { DEFAULT_EXPECTATIONS, type Expectations } from "../lib/expectation.ts";
 import { readPattern } from "../lib/pattern.ts";
@@ -26,7 +28,9 @@ function siteOf(url: string, { regex = null, expectations, ...settings }: SiteCh
   return {
     name: "site",
     url,
-    authorization: null,
+    request: DEFAULT_REQUEST,
+    client: DEFAULT_CLIENT,
+    limits: DEFAULT_LIMITS,
     regex,
     expectations: {
       ...DEFAULT_EXPECTATIONS,
@@ -43,12 +47,14 @@ function siteOf(url: string, { regex = null, expectations, ...settings }: SiteCh
     maintenance: null,
     timeoutMs: 5_000,
     tags: null,
+    location: null,
+    producer: null,
     ...settings,
   };
 }
 
 async function checkUrl(url: string, settings?: SiteChanges, options?: Partial<CheckOptions>): Promise<Metric> {
-  using client = createCheckClient();
+  using client = createClient();
   using evaluator = new Evaluator();
   return await check(siteOf(url, settings), { scheduledAt: SCHEDULED_AT, client, evaluator, ...options });
 }
@@ -328,21 +334,27 @@ Deno.test("check() takes a name that is not there for dns_not_found", async () =
 
 Deno.test.each(
   [
-    { what: "before the head", response: "", phase: "first_byte", status: null },
-    { what: "amid the head", response: HEAD, phase: "first_byte", status: null },
-    { what: "in the body", response: `${HEAD}content-length: 99\r\n\r\nabc`, phase: "download", status: 200 },
+    { what: "before the head", response: "", error: "timeout", phase: "first_byte", status: null },
+    { what: "amid the head", response: HEAD, error: "timeout", phase: "first_byte", status: null },
+    {
+      what: "in the body",
+      response: `${HEAD}content-length: 99\r\n\r\nabc`,
+      error: "body_timeout",
+      phase: "download",
+      status: 200,
+    },
   ] as const,
-)("check() takes silence $what for timeout", async ({ response, phase, status }) => {
+)("check() takes silence $what for $error", async ({ response, error, phase, status }) => {
   await using server = await serveRaw((socket) => void socket.write(response));
   const metric = await checkUrl(server.url, { timeoutMs: 150, regex: "abc" });
   assertConsistent(metric);
-  assert.deepEqual(outcome(metric), down("timeout", phase, status));
+  assert.deepEqual(outcome(metric), down(error, phase, status));
   assert.equal(metric.error_message, "no complete response within 150 ms");
   assert.ok(metric.elapsed_ms! >= 145 && metric.elapsed_ms! < 1_000, `${metric.elapsed_ms}`);
   assert.equal(metric.has_regex, null);
 });
 
-Deno.test("check() takes a body that drips for ever for timeout", async () => {
+Deno.test("check() takes a body that drips for ever for body_timeout", async () => {
   await using server = await serveRaw((socket) => {
     socket.write(`${HEAD}\r\n`);
     const timer = setInterval(() => socket.write("drip"), 5);
@@ -350,7 +362,7 @@ Deno.test("check() takes a body that drips for ever for timeout", async () => {
   });
   const metric = await checkUrl(server.url, { timeoutMs: 150 });
   assertConsistent(metric);
-  assert.deepEqual(outcome(metric), down("timeout", "download", 200));
+  assert.deepEqual(outcome(metric), down("body_timeout", "download", 200));
 });
 
 Deno.test("check() takes a TLS handshake without an answer for timeout", async () => {
@@ -405,7 +417,7 @@ Deno.test.each([
   await using server = serve(() => new Response("It works"), await certificateFor(names, notBefore, notAfter));
   using client = trusted
     ? Deno.createHttpClient({ caCerts: [authority.certificate], poolMaxIdlePerHost: 0 })
-    : createCheckClient();
+    : createClient();
   const metric = await checkUrl(`https://localhost:${server.port}/`, {}, { client });
   assertConsistent(metric);
   assert.deepEqual(
@@ -534,7 +546,7 @@ Deno.test("check() sends user and password to the site, and to no other origin",
     see(request);
     return Response.redirect(new URL(request.url).pathname === "/" ? `${server.url}again` : other.url);
   });
-  const metric = await checkUrl(server.url, { authorization: "Basic eDp5" });
+  const metric = await checkUrl(server.url, { request: { ...DEFAULT_REQUEST, authorization: "Basic eDp5" } });
   assert.equal(metric.verdict, "up");
   assert.deepEqual(seen, ["Basic eDp5", "Basic eDp5", null]);
 });
@@ -612,7 +624,7 @@ Deno.test("check() makes a new connection each time", async () => {
     ports.add(remoteAddr.port);
     return new Response("It works");
   });
-  using client = createCheckClient();
+  using client = createClient();
   for (let i = 0; i < 3; i++) await checkUrl(server.url, {}, { client });
   assert.equal(ports.size, 3);
 });
@@ -660,9 +672,10 @@ Deno.test.each([
   },
 ])("check() throws where the permission for $what is missing", async ({ flags, host, denied }) => {
   const script = `
-    import { check, createCheckClient } from ${JSON.stringify(import.meta.resolve("../lib/check.ts"))};
+    import { check } from ${JSON.stringify(import.meta.resolve("../lib/check.ts"))};
+    import { createClient } from ${JSON.stringify(import.meta.resolve("../lib/client.ts"))};
     import { Evaluator } from ${JSON.stringify(import.meta.resolve("../lib/evaluator.ts"))};
-    using client = createCheckClient();
+    using client = createClient();
     using evaluator = new Evaluator();
     try {
       const metric = await check(${

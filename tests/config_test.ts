@@ -3,8 +3,16 @@ import { createPrivateKey } from "node:crypto";
 import { createAuthority } from "../local/certificate.ts";
 import { REPOSITORY } from "../local/repository.ts";
 import { parseCommandLine } from "../lib/command.ts";
-import { type ConsumerConfig, type ProducerConfig, readConsumerConfig, readProducerConfig } from "../lib/config.ts";
+import { DEFAULT_CLIENT, PROXY_VARIABLES } from "../lib/client.ts";
+import {
+  type ConsumerConfig,
+  DEFAULT_LIMITS,
+  type ProducerConfig,
+  readConsumerConfig,
+  readProducerConfig,
+} from "../lib/config.ts";
 import { ConfigError } from "../lib/error.ts";
+import { DEFAULT_REQUEST } from "../lib/request.ts";
 import { DEFAULT_EXPECTATIONS } from "../lib/expectation.ts";
 import { environmentName, type Setting, SETTINGS, variableNames } from "../lib/setting.ts";
 import { temporaryFile } from "./support.ts";
@@ -71,6 +79,7 @@ async function makeCertificates(): Promise<{ readonly path: string } & AsyncDisp
       createPrivateKey(own.key).export({ type: "pkcs8", format: "pem", cipher: "aes-256-cbc", passphrase: "hunter2" }),
     ),
     "text.pem": "no certificate\n",
+    "empty.txt": "\n",
     "binary.pem": new Uint8Array([0x30, 0x82, 0, 0xff]),
     "bundle.pem": authority.certificate + authority.certificate.replace(/\n.{40}/, "\nAAAA"),
   };
@@ -114,7 +123,7 @@ const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
   "key_default_typo.ini": `Cannot read key 'timout' of [DEFAULT] (FILE:2): ${WEBSITE_KEYS}, bootstrap_servers, ` +
     "security_protocol, ssl_cafile, ssl_certfile, ssl_keyfile, group_id, topic, partitions, replication_factor, " +
     "retention, user, password, host, port, database, sslmode, sslrootcert, min_connection, max_connection, " +
-    "max_checks, max_checks_per_host, drain_timeout, spool_path, spool_max_bytes, spool_max_age, spool_sync, level; did you mean timeout?",
+    "location, name, max_checks, max_checks_per_host, drain_timeout, spool_path, spool_max_bytes, spool_max_age, spool_sync, level; did you mean timeout?",
   "spool_max_bytes.ini":
     "Cannot read spool_max_bytes of [producer] (FILE:4): expected a number of bytes such as 512M " +
     "or 1G, got 'much'",
@@ -228,6 +237,85 @@ const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
     "topic of Kafka's own",
   "log_level.ini": "Cannot read level of [log] (FILE:4): expected one of debug, info, warning, error, got 'verbose'",
   "drain_timeout.ini": "Cannot read drain_timeout of [producer] (FILE:4): expected a duration from 0ms to 1d, got '-1'",
+  "enabled.ini": "Cannot read enabled of website 'apache' (FILE:3): expected yes or no, got 'maybe'",
+  "enabled_none.ini":
+    "Cannot find a site to check: expected --url, URL in the environment, or [website_NAME] with a url in FILE without enabled = no",
+  "method.ini":
+    "Cannot read method of website 'apache' (FILE:3): expected one of GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, got 'FETCH'",
+  "method_head_regex.ini":
+    "Cannot use regex of website 'apache' (FILE:4): expected a method other than HEAD beside it, whose answer has no body",
+  "body_get.ini":
+    "Cannot use body of website 'apache' (FILE:3): expected method = POST or another that has a body beside it, got GET",
+  "body_file_head.ini":
+    "Cannot use body_file of website 'apache' (FILE:4): expected method = POST or another that has a body beside it, got HEAD",
+  "body_both.ini":
+    "Cannot use body of website 'apache' (FILE:4): expected one of it and body_file of website 'apache' (FILE:5), got both",
+  "body_file_missing.ini": "Cannot read body_file of website 'apache' (FILE:4) 'missing.json': there is no such file",
+  "header_bad.ini": "Cannot read headers of website 'apache' (FILE:5): expected name: value",
+  "header_name.ini":
+    "Cannot read headers of website 'apache' (FILE:3): expected name: value, with a name as HTTP has them",
+  "header_value.ini":
+    "Cannot read headers of website 'apache' (FILE:3): expected one line of Latin-1 characters, as HTTP takes for a header",
+  "header_twice.ini": "Cannot use headers of website 'apache' (FILE:3): expected each header once, got x-a twice",
+  "header_host.ini": "Cannot use headers of website 'apache' (FILE:3): expected host for the header host",
+  "header_user_agent.ini":
+    "Cannot use headers of website 'apache' (FILE:3): expected user_agent for the header user-agent",
+  "header_length.ini":
+    "Cannot use headers of website 'apache' (FILE:3): expected headers that are not the connection's, got content-length",
+  "header_authorization.ini":
+    "Cannot use headers of website 'apache' (FILE:3): expected no header authorization beside bearer_token",
+  "header_authorization_url.ini":
+    "Cannot use headers of website 'apache' (FILE:3): expected no header authorization beside user and password in the url",
+  "basic_url.ini":
+    "Cannot use basic_user of website 'apache' (FILE:3): expected no user and password in the url beside it, got some",
+  "basic_bearer.ini":
+    "Cannot use bearer_token of [defaults] (FILE:2): expected one of it and basic_user of website 'apache' (FILE:5), got both",
+  "basic_password_alone.ini":
+    "Cannot use basic_password of website 'apache' (FILE:3): expected basic_user beside it, got none",
+  "basic_password_both.ini":
+    "Cannot use basic_password of website 'apache' (FILE:4): expected one of it and basic_password_file of website 'apache' (FILE:5), got both",
+  "basic_user_colon.ini":
+    "Cannot use basic_user of website 'apache' (FILE:3): expected a name without a colon, which ends it",
+  "bearer_bad.ini":
+    "Cannot read bearer_token of website 'apache' (FILE:3): expected letters, digits and -._~+/ with = at the end at most",
+  "bearer_file_bad.ini":
+    "Cannot read bearer_token_file of website 'apache' (FILE:3) 'text.pem': expected letters, digits and -._~+/ with = at the end at most",
+  "bearer_file_empty.ini":
+    "Cannot read bearer_token_file of website 'apache' (FILE:3) 'empty.txt': expected a text that is not empty",
+  "reference_secret.ini":
+    "Cannot read bearer_token of website 'apache' (FILE:3): expected ${SITE_CHECKER_…}, a variable of the environment, or $${ for ${ itself",
+  "reference_unset.ini":
+    "Cannot read headers of website 'apache' (FILE:3): environment variable SITE_CHECKER_KEY is not set",
+  "tls_cert_alone.ini": "Cannot use tls_cert of website 'apache' (FILE:3): expected tls_key beside it, got none",
+  "tls_key_alone.ini": "Cannot use tls_key of website 'apache' (FILE:3): expected tls_cert beside it, got none",
+  "tls_key_other.ini":
+    "Cannot use tls_key of website 'apache' (FILE:4): expected the private key of the certificate in 'own.cert', got another in 'other.key'",
+  "tls_key_encrypted.ini":
+    "Cannot read tls_key of website 'apache' (FILE:4) 'encrypted.key': expected a private key in PEM, got an encrypted one: only keys without a passphrase are read",
+  "tls_ca_missing.ini": "Cannot read tls_ca of website 'apache' (FILE:3) 'missing.pem': there is no such file",
+  "tls_cert_text.ini": "Cannot read tls_cert of website 'apache' (FILE:3) 'text.pem': expected a certificate in PEM",
+  "proxy_scheme.ini":
+    "Cannot read proxy of website 'apache' (FILE:3): expected http://, https:// or socks5:// with a host and a port alone, such as http://proxy:3128, got 'ftp://********@proxy:21'",
+  "proxy_path.ini":
+    "Cannot read proxy of website 'apache' (FILE:3): expected http://, https:// or socks5:// with a host and a port alone, such as http://proxy:3128, got 'http://proxy:3128/path'",
+  "http2.ini": "Cannot read http2 of website 'apache' (FILE:3): expected one of auto, off, only, got 'yes'",
+  "ip_version.ini": "Cannot read ip_version of website 'apache' (FILE:3): expected one of any, 4, 6, got '5'",
+  "ip_version_proxy.ini":
+    "Cannot use ip_version of website 'apache' (FILE:3): expected no proxy beside it: that connects to the site as it likes",
+  "reuse_connection.ini": "Cannot read reuse_connection of website 'apache' (FILE:3): expected yes or no, got '5'",
+  "connect_timeout.ini":
+    "Cannot read connect_timeout of website 'apache' (FILE:3): expected a duration from 1ms to 1h, got '0'",
+  "first_byte_timeout.ini":
+    "Cannot use first_byte_timeout of website 'apache' (FILE:4): expected at most the timeout, which is 5s, got 6s",
+  "first_byte_timeout_unit.ini":
+    "Cannot read first_byte_timeout of website 'apache' (FILE:3): expected a duration such as 10s, got '5min'",
+  "read_limit.ini": "Cannot read read_limit of website 'apache' (FILE:3): expected at least 1, got '0'",
+  "read_limit_unit.ini":
+    "Cannot read read_limit of website 'apache' (FILE:3): expected a number of bytes such as 512M or 1G, got '5 pages'",
+  "max_redirects.ini":
+    "Cannot read max_redirects of website 'apache' (FILE:3): expected a whole number from 0 to 50, got '51'",
+  "max_redirects_text.ini":
+    "Cannot read max_redirects of website 'apache' (FILE:3): expected a whole number from 0 to 50, got 'none'",
   "ca_missing.ini": "Cannot read ssl_cafile of [kafka] (FILE:6) './missing.pem': there is no such file",
   "ca_directory.ini": "Cannot read ssl_cafile of [kafka] (FILE:6) '.': expected a file, got a directory",
   "ca_key.ini":
@@ -570,7 +658,9 @@ Deno.test.each([{ args: ["--url", "https://a.org/"] }, { env: { URL: "https://a.
     assert.deepEqual(sites, [{
       name: "a.org",
       url: "https://a.org/",
-      authorization: null,
+      request: DEFAULT_REQUEST,
+      client: DEFAULT_CLIENT,
+      limits: DEFAULT_LIMITS,
       regex: null,
       expectations: DEFAULT_EXPECTATIONS,
       retries: 0,
@@ -583,6 +673,8 @@ Deno.test.each([{ args: ["--url", "https://a.org/"] }, { env: { URL: "https://a.
       maintenance: null,
       timeoutMs: 10_000,
       tags: null,
+      location: null,
+      producer: null,
     }]);
     assert.deepEqual(kafka, {
       bootstrapServers: ["broker:1"],
@@ -599,7 +691,9 @@ Deno.test("readProducerConfig() takes NAME, REGEX and INTERVAL beside a URL, fla
   assert.deepEqual(site, {
     name: "n",
     url: "http://env/",
-    authorization: null,
+    request: DEFAULT_REQUEST,
+    client: DEFAULT_CLIENT,
+    limits: DEFAULT_LIMITS,
     regex: "(?i)r",
     expectations: {
       ...DEFAULT_EXPECTATIONS,
@@ -615,6 +709,8 @@ Deno.test("readProducerConfig() takes NAME, REGEX and INTERVAL beside a URL, fla
     maintenance: null,
     timeoutMs: 2_000,
     tags: null,
+    location: null,
+    producer: null,
   });
   const args = ["--url=http://flag/", "--name=m", "--regex=s", "--pooling-interval=6", "--timeout=1"];
   const [other] = (await producer({ env, args })).sites;
@@ -1018,7 +1114,7 @@ Deno.test.each(
 )("readProducerConfig() takes user and password out of %s", async (url, credentials) => {
   const { sites, effective } = await producer({ args: ["--url", url] });
   const bytes = new TextEncoder().encode(credentials);
-  assert.deepEqual([sites[0]?.url, sites[0]?.authorization], ["https://a/", `Basic ${bytes.toBase64()}`]);
+  assert.deepEqual([sites[0]?.url, sites[0]?.request.authorization], ["https://a/", `Basic ${bytes.toBase64()}`]);
   assert.ok(!/hunter2|50%|a%40b/.test(effective.join("\n")));
 });
 
@@ -1061,7 +1157,10 @@ Deno.test.each(LEAKS)("no message shows the secret of $what", async ({ args = []
 
 Deno.test("the tasks allow the variable of each flag, and no other", async () => {
   const project = JSON.parse(await Deno.readTextFile(`${REPOSITORY}/deno.json`));
-  const own = { producer: ["CONFIG_PATH", "NAME"], consumer: ["CONFIG_PATH", "KAFKA_TOPIC"] };
+  const own = {
+    producer: ["CONFIG_PATH", "NAME", "SITE_CHECKER_*", ...PROXY_VARIABLES],
+    consumer: ["CONFIG_PATH", "KAFKA_TOPIC"],
+  };
   for (const program of ["producer", "consumer"] as const) {
     const settings = Object.values(SETTINGS).flatMap((section) => Object.entries<Setting<unknown>>(section));
     const names = settings.filter(([, { programs }]) => programs.includes(program))

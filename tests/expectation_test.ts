@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
-import { check, type CheckOptions, checkWithRetries, createCheckClient } from "../lib/check.ts";
-import type { Site } from "../lib/config.ts";
+import { check, type CheckOptions, checkWithRetries } from "../lib/check.ts";
+import { createClient, DEFAULT_CLIENT } from "../lib/client.ts";
+import { DEFAULT_LIMITS, type Site } from "../lib/config.ts";
 import { Evaluator } from "../lib/evaluator.ts";
 import {
   DEFAULT_EXPECTATIONS,
@@ -10,6 +11,7 @@ import {
 } from "../lib/expectation.ts";
 import { decodeMetric, encodeMetric, type Metric } from "../lib/metric.ts";
 import { readPattern as pattern } from "../lib/pattern.ts";
+import { DEFAULT_REQUEST } from "../lib/request.ts";
 import { runWell, startSite, temporaryFile } from "./support.ts";
 
 const SCHEDULED_AT = new Date("2026-01-02T03:04:05.678Z");
@@ -21,7 +23,9 @@ function siteOf(url: string, expectations: Partial<Expectations>, settings: Part
   return {
     name: "site",
     url,
-    authorization: null,
+    request: DEFAULT_REQUEST,
+    client: DEFAULT_CLIENT,
+    limits: DEFAULT_LIMITS,
     regex: regexes.length === 0 ? null : regexes.join("\n"),
     expectations: { ...DEFAULT_EXPECTATIONS, ...expectations },
     retries: 0,
@@ -34,12 +38,14 @@ function siteOf(url: string, expectations: Partial<Expectations>, settings: Part
     maintenance: null,
     timeoutMs: 5_000,
     tags: null,
+    location: null,
+    producer: null,
     ...settings,
   };
 }
 
 async function checkSite(site: Site, options: Partial<CheckOptions> = {}): Promise<Metric> {
-  using client = createCheckClient();
+  using client = createClient();
   using evaluator = new Evaluator();
   return readable(await check(site, { scheduledAt: SCHEDULED_AT, client, evaluator, ...options }));
 }
@@ -337,7 +343,7 @@ Deno.test("check() has what was seen of the connection in the columns for it", a
 // Attempts
 
 async function attemptsOf(site: Site, bodies = new Map<string, string>()): Promise<Metric[]> {
-  using client = createCheckClient();
+  using client = createClient();
   using evaluator = new Evaluator();
   const options = { scheduledAt: SCHEDULED_AT, client, evaluator, bodies };
   return await Array.fromAsync(checkWithRetries(site, options), readable);
@@ -376,7 +382,7 @@ Deno.test("checkWithRetries() does not try again where a site is only degraded",
 
 Deno.test("checkWithRetries() does not wait for another attempt when it is to end", async () => {
   await using server = startSite(statuses(500));
-  using client = createCheckClient();
+  using client = createClient();
   using evaluator = new Evaluator();
   const controller = new AbortController();
   const reason = new Error("ended");

@@ -5,6 +5,7 @@ import project from "../deno.json" with { type: "json" };
 import { type CommandLine, parseCommandLine } from "../lib/command.ts";
 import { type ConsumerConfig, type ProducerConfig, readConsumerConfig, readProducerConfig } from "../lib/config.ts";
 import { ConfigError } from "../lib/error.ts";
+import { PROXY_VARIABLES } from "../lib/client.ts";
 import { type ProgramName, type Setting, SETTINGS, variableNames } from "../lib/setting.ts";
 import { adoptSql, renameSql } from "../lib/table.ts";
 import { duration } from "../lib/value.ts";
@@ -87,7 +88,9 @@ function variablesOf(program: ProgramName): string[] {
   const settings = Object.values(SETTINGS).flatMap((section) => Object.entries<Setting<unknown>>(section))
     .filter(([, { programs }]) => programs.includes(program))
     .flatMap(([key, setting]) => variableNames(key, setting));
-  return ["CONFIG_PATH", program === "producer" ? "NAME" : "KAFKA_TOPIC", ...settings].sort();
+  // Of secrets that a value names; and the proxies that fetch is kept from.
+  const own = program === "producer" ? ["NAME", "SITE_CHECKER_*", ...PROXY_VARIABLES] : ["KAFKA_TOPIC"];
+  return ["CONFIG_PATH", ...own, ...settings].sort();
 }
 
 /** Flags of `deno run` in a program's task. */

@@ -5,13 +5,18 @@ import {
   duration,
   formatBytes,
   formatDuration,
+  header,
   hosts,
   httpUrl,
   integer,
+  pair,
   pattern,
+  proxyUrl,
   retention,
   servers,
   text,
+  token,
+  yesNo,
 } from "../lib/value.ts";
 
 const minute = duration({ minMs: 100, maxMs: 60_000 });
@@ -199,4 +204,40 @@ Deno.test("retention() takes a duration, or forever for -1", () => {
   assert.deepEqual(["1h", "forever", "FOREVER"].map(parse), [3_600_000, -1, -1]);
   assert.throws(() => parse("long"), { name: "SyntaxError", message: "expected a duration such as 7d, or forever" });
   assert.throws(() => parse("2d"), RangeError);
+});
+
+Deno.test("yesNo() takes what configparser takes, in any case", () => {
+  assert.deepEqual(["yes", "On", "TRUE", "1"].map(yesNo()), [true, true, true, true]);
+  assert.deepEqual(["no", "Off", "FALSE", " 0 "].map(yesNo()), [false, false, false, false]);
+  for (const text of ["", "y", "2", "yes no"]) assert.throws(() => yesNo()(text), { message: "expected yes or no" });
+});
+
+Deno.test("pair() splits at the first delimiter", () => {
+  assert.deepEqual(pair("=")(" a = b = c "), ["a", "b = c"]);
+  assert.deepEqual(pair("=")("a="), ["a", ""]);
+  for (const text of ["", "a", "= b", "a: b"]) {
+    assert.throws(() => pair("=")(text), { message: "expected key = value" });
+  }
+});
+
+Deno.test("header() takes names and values as HTTP has them", () => {
+  assert.deepEqual(header()("X-Key:  a: b\té "), ["x-key", "a: b\té"]);
+  assert.deepEqual(header()("a:"), ["a", ""]);
+  for (const text of ["", "a b: c", "é: c", ": c", "a: b\nc: d", "a: b\0", "a: \u{1f512}"]) {
+    assert.throws(() => header()(text), { name: "SyntaxError" }, text);
+  }
+});
+
+Deno.test("token() takes what bearer authentication takes", () => {
+  assert.equal(token()("aZ0-._~+/=="), "aZ0-._~+/==");
+  for (const text of ["", "a b", "=a", "a\n", "ä"]) assert.throws(() => token()(text), { name: "SyntaxError" }, text);
+});
+
+Deno.test("proxyUrl() takes an address with user and password, and nothing behind it", () => {
+  for (const text of ["http://a", "https://a:1/", "socks5://u:p@[::1]:2", "HTTP://a"]) {
+    assert.equal(proxyUrl()(text).href, new URL(text).href);
+  }
+  for (const text of ["", "a:1", "http://", "ftp://a", "http://a/b", "http://a?b", "http://a#b", "socks5://a/b"]) {
+    assert.throws(() => proxyUrl()(text), { name: "SyntaxError" }, text);
+  }
 });
