@@ -67,7 +67,7 @@ export async function check(
   });
   if (exchange.failure !== null) {
     signal?.throwIfAborted();
-    throwIfOurs(exchange.failure, site);
+    throwIfOurs(exchange.failure, site.client.proxy);
   }
   const { headers, body } = exchange;
   const leftMs = site.timeoutMs - (performance.now() - clock.start);

@@ -1,6 +1,8 @@
+import type { ProxySettings } from "./client.ts";
 import type { Site } from "./config.ts";
-import { errorMessage } from "./error.ts";
+import { errorCode, errorMessage } from "./error.ts";
 import { type CheckError, isoTime, type Phase } from "./metric.ts";
+import { countOpenable } from "./open_files.ts";
 
 /** What ended an exchange before its time. */
 export interface Failure {
@@ -95,21 +97,37 @@ function certificateTime(_: string, bound: string, seconds: string): string {
 
 /** Failures of this machine, by a part of their text: permissions of the system, files, ports and memory that ran out. */
 const OURS_REGEXP = /tcp (?!connect error)[\w ]+ error:|\(os error (?:1|12|13|23|24|99|105)\)/;
+/** The same, by the codes that `node:net` has. */
+const OUR_CODES = ["EPERM", "EACCES", "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EADDRNOTAVAIL"];
+const LOOK_UP_REGEXP = /dns error:|getaddrinfo/;
 
 /** Failures to reach a proxy, by a part of their text: where there is one, the runtime itself connects to nothing else. */
 const PROXY_REGEXP =
   /client error \(Connect\): (?:tcp connect error|dns error|proxy authentication required|Proxy server unreachable)/;
 
 /**
- * A missing permission is the operator's fault, in each of its disguises: it is a `NotCapable`, or stands in the cause of
- * a failed fetch when the name resolved to an address that is denied. So is a proxy that does not let us in or is away.
+ * A failure of this machine or its operator says nothing of the site: it is thrown on, as what it is. A missing permission
+ * is a `NotCapable`, or has one of three disguises: the cause of a failed fetch when the name resolved to an address that
+ * is denied, a `NotCapable` among the events of `node:net`, and `EPERM` of a look-up.
+ *
+ * @param proxy Where there is one: that it is away or does not let us in is no fault of the site either.
  */
-export function throwIfOurs({ error }: Failure, { client: { proxy } }: Site): void {
+export function throwIfOurs({ error }: Failure, proxy: ProxySettings | null = null): void {
   if (error instanceof Deno.errors.NotCapable) throw error;
   const message = errorMessage(error);
   const permission = /Requires \w+ access to .*/.exec(message);
   if (permission !== null) throw new Deno.errors.NotCapable(permission[0], { cause: error });
-  if (OURS_REGEXP.test(message)) throw error;
+  const code = errorCode(error);
+  if (LOOK_UP_REGEXP.test(message)) {
+    if (code === "EPERM") {
+      throw new Deno.errors.NotCapable(`Requires net access to the host, without a port, to look it up (${message})`, {
+        cause: error,
+      });
+    }
+    // The system's look-up needs a file or two, and says that the name is not there when it gets none.
+    if (countOpenable(1) === 0) throw new Error(`Too many open files to look a name up (${message})`, { cause: error });
+  }
+  if (OURS_REGEXP.test(message) || OUR_CODES.includes(code ?? "")) throw error;
   if (proxy !== null && PROXY_REGEXP.test(message)) {
     throw new Error(`Cannot reach the proxy ${proxy.url}: ${plainMessage(error).replaceAll(NOISE_REGEXP, "")}`, {
       cause: error,
