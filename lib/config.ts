@@ -461,6 +461,9 @@ async function createSite(site: SiteSource, identity: Identity): Promise<Site> {
 
 /** What is not waited for, read or followed. */
 function readRequestLimits(site: SiteSource, timeoutMs: number): Limits {
+  if (site.has("connect_timeout")) {
+    site.warn(`${site.label("connect_timeout")} has no effect: this version does not look at connections yet`);
+  }
   const within = (key: "connect_timeout" | "first_byte_timeout") => {
     const limitMs = site.take(key) ?? null;
     if (limitMs !== null && limitMs > timeoutMs) {
@@ -548,7 +551,9 @@ function readConnectionExpectations(site: SiteSource, { protocol }: URL): Connec
     );
   }
   for (const key of ["min_cert_days", "warn_cert_days", "min_tls_version"] as const) {
-    if (protocol === "http:" && site.has(key)) site.warn(`${site.label(key)} has no effect: the address is http://`);
+    if (!site.has(key)) continue;
+    const why = protocol === "http:" ? "the address is http://" : "this version does not look at connections yet";
+    site.warn(`${site.label(key)} has no effect: ${why}`);
   }
   return { minCertDays, warnCertDays, minTlsVersion };
 }
