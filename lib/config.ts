@@ -441,13 +441,22 @@ async function createSite(site: SiteSource, identity: Identity): Promise<Site> {
   if (request.method === "HEAD" && ofBody !== undefined) {
     throw site.refuse(ofBody, "expected a method other than HEAD beside it, whose answer has no body");
   }
+  const limits = readRequestLimits(site, timeoutMs);
+  if (expectations.minBytes !== null && expectations.minBytes > limits.readBytes) {
+    throw site.refuse(
+      "min_bytes",
+      `expected at most read_limit, which is ${formatBytes(limits.readBytes)}, got ${
+        formatBytes(expectations.minBytes)
+      }`,
+    );
+  }
   const patterns = expectations.texts.flatMap((text) => text.error === "regex" ? [text.pattern.text] : []);
   return {
     name: site.name,
     url: address,
     request,
     client: await readClientSettings(site),
-    limits: readRequestLimits(site, timeoutMs),
+    limits,
     regex: patterns.length === 0 ? null : patterns.join("\n"),
     expectations,
     ...readRetries(site, { intervalMs, timeoutMs }),

@@ -10,6 +10,7 @@ import {
   header,
   headerPattern,
   headerValue,
+  hostHeader,
   hosts,
   httpUrl,
   integer,
@@ -406,7 +407,7 @@ export const SETTINGS = {
     }),
     host: setting({
       ...SITE,
-      parse: headerValue(),
+      parse: hostHeader(),
       flag: "host",
       placeholder: "host[:port]",
       meaning: "header host, as for a site behind another's address; a certificate is still checked for the URL's host",

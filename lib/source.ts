@@ -38,6 +38,8 @@ export const HIDDEN = "********";
 const DEFAULTS_SECTION = "defaults";
 const SITE_SECTION_REGEXP = /^website_(?<name>.*)$/s;
 const MAX_SHOWN_LENGTH = 80;
+/** Column of `--check-config` behind which stands where a value comes from. */
+const SHOWN_WIDTH = 48;
 
 /** `${NAME}`, and `$${` for what is to be left as `${`. */
 const REFERENCE_REGEXP = /\$\$\{|\$\{(?<name>[^}]*)\}?/g;
@@ -219,7 +221,9 @@ export class Source {
   show(section: SectionName | `website_${string}`, key: string, { value, origin }: ShowOptions): void {
     const lines = this.#shown.get(section) ?? new Map<string, string>();
     const where = origin ?? this.origin(section as SectionName, key);
-    lines.set(key, `${`${key} = ${value.replaceAll("\n", "\n  ")}`.padEnd(48)} ; ${where}`);
+    const text = `${key} = ${value.replaceAll("\n", "\n  ")}`;
+    const lastLine = text.slice(text.lastIndexOf("\n") + 1);
+    lines.set(key, `${text}${" ".repeat(Math.max(0, SHOWN_WIDTH - lastLine.length))} ; ${where}`);
     this.#shown.set(section, lines);
   }
 

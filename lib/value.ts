@@ -218,6 +218,16 @@ export function headerValue(): ParseValue<string> {
   });
 }
 
+/** Parser of what the header `host` may say: a host, with a port if need be. */
+export function hostHeader(): ParseValue<string> {
+  return parser("host[:port]", (value) => {
+    if (value === "" || /[\s/?#@\\]/.test(value) || !URL.canParse(`http://${value}/`)) {
+      throw new SyntaxError("expected a host, with :port if need be");
+    }
+    return value;
+  });
+}
+
 /** Parser of a token as bearer authentication has it. */
 export function token(): ParseValue<string> {
   return parser("token", (value) => {

@@ -237,6 +237,10 @@ const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
     "topic of Kafka's own",
   "log_level.ini": "Cannot read level of [log] (FILE:4): expected one of debug, info, warning, error, got 'verbose'",
   "drain_timeout.ini": "Cannot read drain_timeout of [producer] (FILE:4): expected a duration from 0ms to 1d, got '-1'",
+  "min_bytes_read_limit.ini":
+    "Cannot use min_bytes of website 'apache' (FILE:3): expected at most read_limit, which is 1K, got 2K",
+  "host.ini":
+    "Cannot read host of website 'apache' (FILE:3): expected a host, with :port if need be, got 'https://www.apache.org/'",
   "enabled.ini": "Cannot read enabled of website 'apache' (FILE:3): expected yes or no, got 'maybe'",
   "enabled_none.ini":
     "Cannot find a site to check: expected --url, URL in the environment, or [website_NAME] with a url in FILE without enabled = no",
