@@ -2,6 +2,8 @@
 export interface Usage {
   /** CPU time of all its threads, in s. */
   readonly cpuSeconds: number;
+  /** Resident size, in MB. */
+  readonly megabytes: number;
   /** Greatest resident size, in MB. */
   readonly peakMegabytes: number;
 }
@@ -15,9 +17,16 @@ export async function processUsage(pid: number): Promise<Usage | undefined> {
     const stat = await Deno.readTextFile(`/proc/${pid}/stat`);
     const status = await Deno.readTextFile(`/proc/${pid}/status`);
     const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-    const peak = /VmHWM:\s+(?<kilobytes>\d+)/.exec(status)?.groups?.["kilobytes"];
-    if (peak === undefined) return undefined;
-    return { cpuSeconds: (Number(fields[11]) + Number(fields[12])) / TICKS, peakMegabytes: Number(peak) / 1024 };
+    const [resident, peak] = ["VmRSS", "VmHWM"].map((name) =>
+      Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(status)?.[1]) / 1024
+    );
+    // A process that has ended and was not waited for has no memory.
+    if (resident === undefined || peak === undefined || Number.isNaN(peak)) return undefined;
+    return {
+      cpuSeconds: (Number(fields[11]) + Number(fields[12])) / TICKS,
+      megabytes: resident,
+      peakMegabytes: peak,
+    };
   } catch {
     return undefined;
   }

@@ -1,0 +1,303 @@
+import { setTimeout as delay } from "node:timers/promises";
+import { Command } from "commander";
+import { Kafka, logLevel } from "kafkajs";
+import { silenceTimeoutWarning } from "../lib/kafka.ts";
+import { print, printError } from "../lib/log.ts";
+import type { Metric } from "../lib/metric.ts";
+import { Child } from "../local/child.ts";
+import { formatGrid } from "../local/grid.ts";
+import { startKafka } from "../local/kafka.ts";
+import { freePorts } from "../local/port.ts";
+import { REPOSITORY } from "../local/repository.ts";
+import { startTask } from "../local/task.ts";
+import { processUsage } from "./usage.ts";
+
+/**
+ * Measures checks as users run them, the whole producer with a real broker, in parts: what a check costs beside a bare
+ * loop of `fetch` on the same server, how late checks begin, how far response times are off, and what a look at the
+ * connection costs. Each part is short by default; `--long` takes a quarter of an hour.
+ *
+ * @module
+ */
+
+interface Options {
+  readonly cost?: boolean;
+  readonly lateness?: boolean;
+  readonly honesty?: boolean;
+  readonly inspection?: boolean;
+  readonly long?: boolean;
+}
+
+/** What all parts use. */
+interface Bench {
+  readonly folder: string;
+  /** Broker. */
+  readonly broker: string;
+  /** Address of the site, see bench/site.ts. */
+  readonly site: string;
+  readonly long: boolean;
+}
+
+/** A producer that runs, and where it publishes. */
+interface Load {
+  /** Lines of `[defaults]`. */
+  readonly defaults: readonly string[];
+  /** Lines of `[producer]`. */
+  readonly producer?: readonly string[];
+  readonly sites: number;
+  /** Path on the site. */
+  readonly path: string;
+  /** Topic of all sites; undefined for a topic per site. */
+  readonly topic?: string;
+  /** Time that is measured. */
+  readonly seconds: number;
+  /** Time before that, in which code is compiled and each site checked once. */
+  readonly warmUpSeconds: number;
+}
+
+interface LoadFigures {
+  readonly from: number;
+  readonly to: number;
+  readonly cpuSeconds: number;
+  readonly megabytes: readonly [begin: number, end: number, peak: number];
+  /** Last lines of its log. */
+  readonly tail: string;
+}
+
+const AT_ONCE = 50;
+const COST_SITES = 200;
+
+async function main(args: readonly string[]): Promise<void> {
+  const options = new Command("check")
+    .option("--cost", "CPU and rate of whole checks beside a bare loop of fetch")
+    .option("--lateness", "how late checks of 5,000 and 10,000 sites begin, and memory")
+    .option("--honesty", "error of response_time at 1, 100 and 1,000 checks a second")
+    .option("--inspection", "cost of a look at the connection with every check")
+    .option("--long", "10,000 sites for ten minutes instead of one")
+    .addHelpText("after", "\nWithout any of the first four: all of them.")
+    .parse(args, { from: "user" }).opts<Options>();
+  const { cost, lateness, honesty, inspection, long = false } = options;
+  const all = !(cost || lateness || honesty || inspection);
+  silenceTimeoutWarning();
+  const folder = await Deno.makeTempDir({ prefix: "site_checker-bench-" });
+  try {
+    await using kafka = await startKafka({ folder: `${folder}/kafka`, report: printError });
+    const [port] = freePorts(1);
+    await using _site = await startScript("site", [String(port)], folder);
+    const bench: Bench = { folder, broker: kafka.bootstrapServers, site: `http://127.0.0.1:${port}`, long };
+    if (all || cost) await measureCost(bench);
+    if (all || lateness) await measureLateness(bench);
+    if (all || honesty) await measureHonesty(bench);
+    if (all || inspection) await measureInspection(bench);
+  } finally {
+    await Deno.remove(folder, { recursive: true }).catch(() => {});
+  }
+}
+
+/** A bare loop of `fetch` before and after the whole producer, as many at once. */
+async function measureCost(bench: Bench): Promise<void> {
+  const seconds = 20;
+  printError("Cost: fetch, producer, fetch …");
+  const loops = [await runLoop(bench, seconds)];
+  const sections = { defaults: ["interval = 100ms"], sites: COST_SITES, path: "/0" };
+  // More than can be done: as fast as it goes.
+  const { from, to, cpuSeconds } = await runLoad(bench, {
+    ...sections,
+    producer: [`max_checks = ${AT_ONCE}`],
+    seconds,
+    warmUpSeconds: 15,
+  });
+  const topics = Array.from({ length: COST_SITES }, (_, index) => `site-${index}`);
+  const checks = (await readMetrics(bench, topics)).filter(within(from, to)).length;
+  loops.push(await runLoop(bench, seconds));
+  const loop = {
+    perSecond: mean(loops.map(({ count }) => count / seconds)),
+    cpuMs: mean(loops.map(({ cpuSeconds, count }) => cpuSeconds / count * 1000)),
+  };
+  const whole = { perSecond: checks / seconds, cpuMs: cpuSeconds / checks * 1000 };
+  printGrid(["what", "a second", "CPU each, ms"], [
+    ["bare loop of fetch", loop.perSecond.toFixed(0), loop.cpuMs.toFixed(3)],
+    [`whole checks, ${COST_SITES} topics`, whole.perSecond.toFixed(0), whole.cpuMs.toFixed(3)],
+    ["ratio", (whole.perSecond / loop.perSecond).toFixed(2), (whole.cpuMs / loop.cpuMs).toFixed(2)],
+  ]);
+}
+
+async function measureLateness(bench: Bench): Promise<void> {
+  const rows: string[][] = [];
+  for (
+    const { sites, interval, seconds } of [
+      { sites: 5_000, interval: 5, seconds: 60 },
+      { sites: 10_000, interval: 30, seconds: bench.long ? 600 : 60 },
+    ]
+  ) {
+    printError(`Lateness: ${sites} sites at ${interval} s for ${seconds} s …`);
+    const topic = `lateness-${sites}`;
+    const { from, to, megabytes, tail } = await runLoad(bench, {
+      defaults: [`interval = ${interval}s`],
+      sites,
+      path: "/5",
+      topic,
+      seconds,
+      warmUpSeconds: interval,
+    });
+    const metrics = (await readMetrics(bench, [topic])).filter(within(from, to));
+    const late = metrics.map(({ occurred_at, scheduled_at }) => Date.parse(occurred_at) - Date.parse(scheduled_at!));
+    const expected = sites * seconds / interval;
+    rows.push([
+      `${sites} at ${interval} s, ${seconds} s`,
+      ...[0.5, 0.99, 1].map((share) => quantile(late, share).toFixed(0)),
+      // Those that fall on the ends are counted or not, one a site.
+      String(Math.max(0, Math.round(expected) - metrics.length)),
+      String(metrics.filter(({ verdict }) => verdict !== "up").length),
+      ...megabytes.map((size) => size.toFixed(0)),
+    ]);
+    printError(tail);
+  }
+  printGrid(
+    ["sites", "late p50, ms", "p99", "max", "missed", "not up", "RSS at begin, MB", "at end", "most"],
+    rows,
+  );
+}
+
+async function measureHonesty(bench: Bench): Promise<void> {
+  const delayMs = 100;
+  const rows: string[][] = [];
+  for (const perSecond of [1, 100, 1_000]) {
+    printError(`Honesty: ${perSecond} checks a second …`);
+    const topic = `honesty-${perSecond}`;
+    const { from, to } = await runLoad(bench, {
+      defaults: ["interval = 1s"],
+      // Waiting for a place is no part of the times, but the rate is to be what it says.
+      producer: ["max_checks_per_host = 1000"],
+      sites: perSecond,
+      path: `/${delayMs}`,
+      topic,
+      seconds: perSecond === 1 ? 30 : 20,
+      warmUpSeconds: 10,
+    });
+    const metrics = (await readMetrics(bench, [topic])).filter(within(from, to));
+    const errors = metrics.map(({ response_time }) => (response_time ?? Infinity) - delayMs);
+    const server: number[] = await (await fetch(`${bench.site}/figures`)).json();
+    rows.push([
+      String(perSecond),
+      String(metrics.length),
+      ...[0.5, 0.99, 1].map((share) => quantile(errors, share).toFixed(1)),
+      ...[0.5, 0.99].map((share) => quantile(server, share).toFixed(1)),
+    ]);
+  }
+  printGrid(
+    ["checks a second", "checks", "error p50, ms", "p99", "max", "of which the server p50", "p99"],
+    rows,
+  );
+}
+
+/** Once lib/connection.ts looks at connections, `inspect_interval` goes here: at every check, and once a minute. */
+function measureInspection(_bench: Bench): Promise<void> {
+  printError("Inspection: nothing looks at connections yet");
+  return Promise.resolve();
+}
+
+/** Runs the producer's task for a while. */
+async function runLoad({ folder, broker, site }: Bench, load: Load): Promise<LoadFigures> {
+  const { defaults, producer = [], sites, path, topic, seconds, warmUpSeconds } = load;
+  const config = `${folder}/config.ini`;
+  await Deno.writeTextFile(
+    config,
+    [
+      ...["[kafka]", `bootstrap_servers = ${broker}`, "partitions = 1", ...(topic ? [`topic = ${topic}`] : [])],
+      ...["[producer]", ...producer, "[defaults]", ...defaults],
+      ...Array.from({ length: sites }, (_, index) => `[website_site-${index}]\nurl = ${site}${path}`),
+    ].join("\n"),
+  );
+  // A task may write to its own folder only.
+  const spool = `spool/bench-${Deno.pid}`;
+  try {
+    const log = `${folder}/producer.log`;
+    await using child = await startTask("producer", {
+      args: ["--config-path", config, "--spool-path", `${spool}/check.db`],
+      log,
+    });
+    await delay(warmUpSeconds * 1000);
+    const before = await processUsage(child.pid);
+    const from = Date.now();
+    await delay(seconds * 1000);
+    const after = await processUsage(child.pid);
+    const to = Date.now();
+    if (before === undefined || after === undefined) throw new Error(`The producer ended:\n${await child.tail()}`);
+    await child.stop("SIGTERM");
+    return {
+      from,
+      to,
+      cpuSeconds: after.cpuSeconds - before.cpuSeconds,
+      megabytes: [before.megabytes, after.megabytes, after.peakMegabytes],
+      tail: await child.tail(3),
+    };
+  } finally {
+    await Deno.remove(`${REPOSITORY}/${spool}`, { recursive: true }).catch(() => {});
+  }
+}
+
+async function runLoop({ folder, site }: Bench, seconds: number): Promise<{ count: number; cpuSeconds: number }> {
+  await using child = await startScript("fetch_loop", [`${site}/0`, String(AT_ONCE), String(seconds)], folder);
+  let usage = await processUsage(child.pid);
+  while (child.running) {
+    await Promise.race([delay(50), child.ended]);
+    usage = await processUsage(child.pid) ?? usage;
+  }
+  return { count: Number(await child.tail(1)), cpuSeconds: usage?.cpuSeconds ?? NaN };
+}
+
+async function startScript(name: string, args: readonly string[], folder: string): Promise<Child> {
+  return await Child.start({
+    command: Deno.execPath(),
+    args: ["run", "--quiet", "--allow-net", "--allow-read", `bench/${name}.ts`, ...args],
+    log: `${folder}/${name}.log`,
+    cwd: REPOSITORY,
+  });
+}
+
+/** All that is in some topics. */
+async function readMetrics({ broker }: Bench, topics: readonly string[]): Promise<Metric[]> {
+  const kafka = new Kafka({ brokers: [broker], logLevel: logLevel.NOTHING });
+  const admin = kafka.admin();
+  await admin.connect();
+  const offsets = await Promise.all(topics.map((topic) => admin.fetchTopicOffsets(topic)));
+  const count = offsets.flat().reduce((sum, { high }) => sum + Number(high), 0);
+  await admin.disconnect();
+  const consumer = kafka.consumer({ groupId: crypto.randomUUID(), maxWaitTimeInMs: 500 });
+  await consumer.connect();
+  await consumer.subscribe({ topics: [...topics], fromBeginning: true });
+  const metrics: Metric[] = [];
+  const all = Promise.withResolvers<void>();
+  if (count === 0) all.resolve();
+  await consumer.run({
+    eachBatch: ({ batch: { messages } }) => {
+      for (const { value } of messages) metrics.push(JSON.parse(String(value)));
+      if (metrics.length >= count) all.resolve();
+      return Promise.resolve();
+    },
+  });
+  await all.promise;
+  await consumer.disconnect();
+  return metrics;
+}
+
+function within(from: number, to: number): (metric: Metric) => boolean {
+  return ({ scheduled_at }) => Date.parse(scheduled_at!) >= from && Date.parse(scheduled_at!) < to;
+}
+
+function quantile(values: readonly number[], share: number): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  return sorted[Math.max(0, Math.ceil(share * sorted.length) - 1)] ?? NaN;
+}
+
+function mean(values: readonly number[]): number {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
+}
+
+function printGrid(names: readonly string[], rows: readonly (readonly string[])[]): void {
+  print(formatGrid(names.map((name, index) => ({ name, align: index === 0 ? "left" : "right" })), rows));
+  print("");
+}
+
+await main(Deno.args);
