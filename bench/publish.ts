@@ -7,12 +7,12 @@
 
 import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
-import { v7 as uuidv7 } from "uuid";
 import type { PublishSettings } from "../lib/config.ts";
 import { type Log, print, printError } from "../lib/log.ts";
 import { Publishing } from "../lib/publishing.ts";
 import { type OutgoingMessage, Spool, type SpoolSync } from "../lib/spool.ts";
 import { startKafka } from "../local/kafka.ts";
+import { createMetric } from "./metric.ts";
 
 const BACKLOG = 100_000;
 const TOPICS = 1_000;
@@ -38,46 +38,7 @@ interface Figures {
 
 /** A metric as the producer makes it, of a size that is usual. */
 function message(topic: string, index: number): OutgoingMessage {
-  const now = new Date();
-  const value = {
-    id: uuidv7(),
-    occurred_at: now.toISOString(),
-    scheduled_at: now.toISOString(),
-    name: topic,
-    url: `https://${topic}.example.com/`,
-    method: "GET",
-    location: null,
-    producer: null,
-    verdict: "up",
-    error: null,
-    failed_phase: null,
-    error_message: null,
-    attempt: 1,
-    final: true,
-    status_code: 200,
-    response_time: 100 + index % 1_000 / 7,
-    elapsed_ms: 100 + index % 1_000 / 7,
-    first_byte_ms: 80 + index % 1_000 / 9,
-    download_ms: 20 + index % 100 / 3,
-    regex: "Software Foundation",
-    has_regex: true,
-    ip: null,
-    dns_ms: null,
-    connect_ms: null,
-    tls_ms: null,
-    tls_version: null,
-    cert_subject: null,
-    cert_issuer: null,
-    cert_expires_at: null,
-    redirects: 0,
-    final_url: null,
-    body_bytes: 50_000 + index % 977,
-    body_sha256: crypto.randomUUID().replaceAll("-", "").repeat(2),
-    failed: null,
-    tags: null,
-    excerpt: null,
-  };
-  return { topic, key: topic, value: JSON.stringify(value), timestamp: now.getTime() };
+  return { topic, key: topic, value: JSON.stringify(createMetric(topic, index)), timestamp: Date.now() };
 }
 
 async function measure(messages: number, work: () => Promise<void>): Promise<Figures> {

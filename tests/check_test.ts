@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
-import { createServer, type Socket } from "node:net";
+import type { Socket } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
 import { version as uuidVersion } from "uuid";
@@ -15,6 +15,7 @@ import { readPattern } from "../lib/pattern.ts";
 import type { Metric } from "../lib/metric.ts";
 import { createAuthority } from "../local/certificate.ts";
 import { freePorts } from "../local/port.ts";
+import { send, serveRaw } from "./servers.ts";
 
 const DAY_MS = 24 * 60 * 60 * 1000;
 const SCHEDULED_AT = new Date("2026-01-02T03:04:05.678Z");
@@ -63,31 +64,6 @@ function serve(handler: Deno.ServeHandler<Deno.NetAddr>, tls: Deno.TlsCertifiedK
   const server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen: () => {}, ...tls }, handler);
   const { port } = server.addr;
   return { port, url: `http://127.0.0.1:${port}/`, [Symbol.asyncDispose]: () => server.shutdown() };
-}
-
-/** Server that does what it likes with a connection, once a first piece of the request has come. */
-async function serveRaw(answer: (socket: Socket) => void) {
-  const sockets = new Set<Socket>();
-  const server = createServer((socket) => {
-    sockets.add(socket);
-    socket.on("error", () => {});
-    socket.on("close", () => sockets.delete(socket));
-    socket.once("data", () => answer(socket));
-  });
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as { port: number };
-  return {
-    port,
-    url: `http://127.0.0.1:${port}/`,
-    async [Symbol.asyncDispose]() {
-      for (const socket of sockets) socket.destroy();
-      await new Promise((resolve) => server.close(resolve));
-    },
-  };
-}
-
-function send(response: string | Uint8Array) {
-  return (socket: Socket) => void socket.end(response);
 }
 
 function withBody(head: string, body: Uint8Array): Uint8Array {
