@@ -39,6 +39,8 @@ export interface Site extends Timing {
   readonly excerptBytes: number;
   /** Time that a check may take, in ms. */
   readonly timeoutMs: number;
+  /** Time between looks at the connection, in ms; 0 beside every check, Infinity for never. */
+  readonly inspectIntervalMs: number;
   /** What is known of it, by key; null where that is nothing. */
   readonly tags: Readonly<Record<string, string>> | null;
   /** Where the producer that checks it stands; null where that is not configured. */
@@ -448,6 +450,7 @@ async function createSite(site: SiteSource, identity: Identity): Promise<Site> {
     request,
     client: await readClientSettings(site),
     limits: readRequestLimits(site, timeoutMs),
+    inspectIntervalMs: readInspectInterval(site),
     regex: patterns.length === 0 ? null : patterns.join("\n"),
     expectations,
     ...readRetries(site, { intervalMs, timeoutMs }),
@@ -477,6 +480,24 @@ function readRequestLimits(site: SiteSource, timeoutMs: number): Limits {
     readBytes: site.take("read_limit"),
     maxRedirects: site.take("max_redirects"),
   };
+}
+
+/** Settings that need looks at the connection. */
+const CONNECTION_KEYS = ["connect_timeout", "min_cert_days", "warn_cert_days", "min_tls_version"] as const;
+
+/** Time between looks at the connection, in ms. */
+function readInspectInterval(site: SiteSource): number {
+  const inspectIntervalMs = site.take("inspect_interval");
+  for (const key of CONNECTION_KEYS) {
+    if (!site.has(key)) continue;
+    if (site.has("proxy")) {
+      throw site.refuse(key, "expected no proxy beside it: the connection behind one can't be looked at");
+    }
+    if (inspectIntervalMs === Infinity && key !== "connect_timeout") {
+      throw site.refuse(key, "expected looks at the connection, got inspect_interval = never");
+    }
+  }
+  return inspectIntervalMs;
 }
 
 /** What the site is expected to be like. */
