@@ -1,9 +1,11 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Site } from "./config.ts";
+import type { Inspection } from "./connection.ts";
 import type { Evaluator } from "./evaluator.ts";
-import { exchangeOver, prepare } from "./exchange.ts";
-import { answerTexts, type SeenConnection } from "./expectation.ts";
+import { exchangeOver, failedExchange, prepare } from "./exchange.ts";
+import { answerTexts } from "./expectation.ts";
 import { throwIfOurs } from "./failure.ts";
+import type { Inspector } from "./inspector.ts";
 import type { Metric } from "./metric.ts";
 import { type Connection, judge } from "./verdict.ts";
 
@@ -19,10 +21,8 @@ export interface CheckOptions {
   readonly evaluator: Evaluator;
   /** Number of the attempt. Default: 1. */
   readonly attempt?: number;
-  /** The connection, where it is looked at beside this very check. */
-  readonly connection?: Connection | null;
-  /** What is known of the connection, where it is not. */
-  readonly knownConnection?: SeenConnection | null;
+  /** Looks at the connection when it is time to. Default: nobody does. */
+  readonly inspector?: Pick<Inspector, "begin" | "known"> | null;
   /** SHA-256 in hex of the body that each site had before, by name; {@linkcode checkWithRetries} keeps it. */
   readonly bodies?: ReadonlyMap<string, string>;
   /** Does the exchange. */
@@ -49,26 +49,30 @@ export async function check(
     client,
     evaluator,
     attempt = 1,
-    connection = null,
-    knownConnection = connection,
+    inspector = null,
     bodies,
     fetch = globalThis.fetch,
   }: CheckOptions,
 ): Promise<Metric> {
   const { texts } = site.expectations;
-  const request = prepare(site, client);
   const timeout = AbortSignal.timeout(site.timeoutMs);
+  const ended = signal === undefined ? timeout : AbortSignal.any([signal, timeout]);
   const clock = { occurredAt: new Date(), start: performance.now() };
-  const exchange = await exchangeOver(request, {
-    signal: signal === undefined ? timeout : AbortSignal.any([signal, timeout]),
-    fetch,
-    start: clock.start,
-    keepBytes: texts.some(({ error }) => error !== "header") ? MAX_TEXT_BYTES : site.excerptBytes,
-  });
+  using look = inspector?.begin(site, ended) ?? null;
+  const hindrance = site.limits.connectTimeoutMs === null ? null : await look?.hindrance() ?? null;
+  const exchange = hindrance === null
+    ? await exchangeOver(prepare(site, client), {
+      signal: ended,
+      fetch,
+      start: performance.now(),
+      keepBytes: texts.some(({ error }) => error !== "header") ? MAX_TEXT_BYTES : site.excerptBytes,
+    })
+    : failedExchange(hindrance);
   if (exchange.failure !== null) {
     signal?.throwIfAborted();
     throwIfOurs(exchange.failure, site.client.proxy);
   }
+  const inspection = await look?.end(exchange) ?? null;
   const { headers, body } = exchange;
   const leftMs = site.timeoutMs - (performance.now() - clock.start);
   const answers = headers === null || texts.length === 0 ? [] : await answerTexts(texts, { headers, body }, {
@@ -77,8 +81,28 @@ export async function check(
     budgetMs: Math.max(MIN_ANSWER_MS, leftMs),
     signal,
   });
-  const bodyBefore = bodies?.get(site.name) ?? null;
-  return judge(site, exchange, { ...clock, scheduledAt, attempt, answers, connection, knownConnection, bodyBefore });
+  return judge(site, exchange, {
+    ...clock,
+    scheduledAt,
+    attempt,
+    answers,
+    connection: inspection === null ? null : connectionOf(inspection),
+    knownConnection: inspector?.known(site) ?? null,
+    bodyBefore: bodies?.get(site.name) ?? null,
+  });
+}
+
+function connectionOf({ ip, dnsMs, connectMs, tlsMs, tlsVersion, chain: [own] }: Inspection): Connection {
+  return {
+    ip,
+    dnsMs,
+    connectMs,
+    tlsMs,
+    tlsVersion,
+    certSubject: own?.subject ?? null,
+    certIssuer: own?.issuer ?? null,
+    certExpiresAt: own?.expiresAt ?? null,
+  };
 }
 
 /** Options of {@linkcode checkWithRetries}. */

@@ -2,12 +2,15 @@ import { check, checkWithRetries } from "./check.ts";
 import { Clients } from "./client.ts";
 import type { Site } from "./config.ts";
 import { Evaluator } from "./evaluator.ts";
+import { Faults } from "./fault.ts";
+import { Inspector } from "./inspector.ts";
 import { Lateness } from "./lateness.ts";
 import type { Log } from "./log.ts";
+import { LookUps } from "./lookup.ts";
 import { isWithin, MAINTENANCE_TAG } from "./maintenance.ts";
 import type { Metric } from "./metric.ts";
 import { NameGate } from "./name_gate.ts";
-import { describeOutOfFiles, fitOpenFiles, isOutOfFiles } from "./open_files.ts";
+import { fitOpenFiles } from "./open_files.ts";
 import type { Due } from "./schedule.ts";
 import { type SlotLimits, Slots } from "./slots.ts";
 
@@ -35,19 +38,26 @@ export class Checker implements Disposable {
   readonly #evaluator = new Evaluator();
   readonly #bodies = new Map<string, string>();
   readonly #lateness = new Lateness();
-  readonly #gate = new NameGate();
+  readonly #lookUps = new LookUps();
+  readonly #gate = new NameGate({ lookUps: this.#lookUps });
+  readonly #inspector: Inspector;
+  readonly #faults: Faults;
   readonly #slots: Slots;
   readonly #options: CheckerOptions;
   readonly #reports: ReturnType<typeof setInterval>;
   /** Checks that were left out and not told of, by site. */
   readonly #skipped = new Map<string, number>();
-  #outOfFilesTold = -Infinity;
   #gathering: ReturnType<typeof setTimeout> | undefined;
 
   /** With nothing under way. */
   constructor(options: CheckerOptions) {
     this.#options = options;
     this.#slots = new Slots(options.limits);
+    this.#faults = new Faults({ log: options.log });
+    this.#inspector = new Inspector({
+      lookUps: this.#lookUps,
+      onFault: ({ name }, error) => this.#faults.tell(name, error),
+    });
     this.#reports = setInterval(() => this.#report(), REPORT_EVERY_MS);
   }
 
@@ -84,6 +94,7 @@ export class Checker implements Disposable {
         client: this.#clients.get(site.client),
         evaluator: this.#evaluator,
         bodies: this.#bodies,
+        inspector: this.#inspector,
         attemptOnce: (site, options) => {
           const begin = () => {
             signal.throwIfAborted();
@@ -106,7 +117,7 @@ export class Checker implements Disposable {
         return;
       }
       this.#lateness.fail();
-      this.#tellOurs(site.name, error);
+      this.#faults.tell(site.name, error);
       if (once) throw error;
     }
     return isDown;
@@ -123,25 +134,10 @@ export class Checker implements Disposable {
   [Symbol.dispose](): void {
     clearInterval(this.#reports);
     this.#tellSkipped();
+    this.#faults[Symbol.dispose]();
     if (!this.#options.once) this.#report();
     this.#evaluator[Symbol.dispose]();
     this.#clients[Symbol.dispose]();
-  }
-
-  #tellOurs(name: string, error: unknown): void {
-    const { log } = this.#options;
-    if (!isOutOfFiles(error)) {
-      return log.error("Cannot check '{name}', which says nothing of the site: {error}", {
-        name,
-        error: String(error),
-      });
-    }
-    if (performance.now() - this.#outOfFilesTold < GATHER_MS) return;
-    this.#outOfFilesTold = performance.now();
-    log.error("Cannot check '{name}' and maybe others, which says nothing of the sites: {reason}", {
-      name,
-      reason: describeOutOfFiles(),
-    });
   }
 
   #tellSkipped(): void {

@@ -39,6 +39,8 @@ export interface Site extends Timing {
   readonly excerptBytes: number;
   /** Time that a check may take, in ms. */
   readonly timeoutMs: number;
+  /** Time between looks at the connection, in ms; 0 beside every check, Infinity for never. */
+  readonly inspectIntervalMs: number;
   /** What is known of it, by key; null where that is nothing. */
   readonly tags: Readonly<Record<string, string>> | null;
   /** Where the producer that checks it stands; null where that is not configured. */
@@ -457,6 +459,7 @@ async function createSite(site: SiteSource, identity: Identity): Promise<Site> {
     request,
     client: await readClientSettings(site),
     limits,
+    inspectIntervalMs: readInspectInterval(site),
     regex: patterns.length === 0 ? null : patterns.join("\n"),
     expectations,
     ...readRetries(site, { intervalMs, timeoutMs }),
@@ -470,9 +473,6 @@ async function createSite(site: SiteSource, identity: Identity): Promise<Site> {
 
 /** What is not waited for, read or followed. */
 function readRequestLimits(site: SiteSource, timeoutMs: number): Limits {
-  if (site.has("connect_timeout")) {
-    site.warn(`${site.label("connect_timeout")} has no effect: this version does not look at connections yet`);
-  }
   const within = (key: "connect_timeout" | "first_byte_timeout") => {
     const limitMs = site.take(key) ?? null;
     if (limitMs !== null && limitMs > timeoutMs) {
@@ -489,6 +489,24 @@ function readRequestLimits(site: SiteSource, timeoutMs: number): Limits {
     readBytes: site.take("read_limit"),
     maxRedirects: site.take("max_redirects"),
   };
+}
+
+/** Settings that need looks at the connection. */
+const CONNECTION_KEYS = ["connect_timeout", "min_cert_days", "warn_cert_days", "min_tls_version"] as const;
+
+/** Time between looks at the connection, in ms. */
+function readInspectInterval(site: SiteSource): number {
+  const inspectIntervalMs = site.take("inspect_interval");
+  for (const key of CONNECTION_KEYS) {
+    if (!site.has(key)) continue;
+    if (site.has("proxy")) {
+      throw site.refuse(key, "expected no proxy beside it: the connection behind one can't be looked at");
+    }
+    if (inspectIntervalMs === Infinity && key !== "connect_timeout") {
+      throw site.refuse(key, "expected looks at the connection, got inspect_interval = never");
+    }
+  }
+  return inspectIntervalMs;
 }
 
 /** What the site is expected to be like. */
@@ -560,9 +578,7 @@ function readConnectionExpectations(site: SiteSource, { protocol }: URL): Connec
     );
   }
   for (const key of ["min_cert_days", "warn_cert_days", "min_tls_version"] as const) {
-    if (!site.has(key)) continue;
-    const why = protocol === "http:" ? "the address is http://" : "this version does not look at connections yet";
-    site.warn(`${site.label(key)} has no effect: ${why}`);
+    if (protocol === "http:" && site.has(key)) site.warn(`${site.label(key)} has no effect: the address is http://`);
   }
   return { minCertDays, warnCertDays, minTlsVersion };
 }

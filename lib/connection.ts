@@ -1,5 +1,6 @@
 import { connect as connectTcp, isIP, type Socket } from "node:net";
 import { checkServerIdentity, connect as connectTls, type DetailedPeerCertificate, type TLSSocket } from "node:tls";
+import type { ClientSettings } from "./client.ts";
 import type { TlsSettings } from "./config.ts";
 import { errorCode, errorMessage } from "./error.ts";
 import { throwIfOurs } from "./failure.ts";
@@ -61,6 +62,8 @@ export interface InspectConnectionOptions {
   readonly ipVersion?: 4 | 6 | null;
   /** Own authorities and client certificate. */
   readonly tls?: TlsSettings;
+  /** Whether HTTP/2 is offered. Default: auto. */
+  readonly http2?: ClientSettings["http2"];
   /** Looks names up. Default: one for all looks of the process. */
   readonly lookUps?: LookUps;
 }
@@ -72,7 +75,7 @@ const ATTEMPT_DELAY_MS = 250;
 /** A chain is three or four long; a server can send what it likes. */
 const MAX_CHAIN = 10;
 /** What fetch offers. */
-const ALPN_PROTOCOLS = ["h2", "http/1.1"];
+const ALPN_PROTOCOLS = { auto: ["h2", "http/1.1"], off: ["http/1.1"], only: ["h2"] } as const;
 
 const CONNECT_ERRORS: Readonly<Record<string, { error: CheckError; message: string }>> = {
   ECONNREFUSED: { error: "refused", message: "connection refused" },
@@ -90,7 +93,7 @@ const CONNECT_ERRORS: Readonly<Record<string, { error: CheckError; message: stri
  */
 export async function inspectConnection(
   url: string | URL,
-  { timeoutMs, signal, ipVersion = null, tls = {}, lookUps = LOOK_UPS }: InspectConnectionOptions,
+  { timeoutMs, signal, ipVersion = null, tls = {}, http2 = "auto", lookUps = LOOK_UPS }: InspectConnectionOptions,
 ): Promise<Inspection | null> {
   const { protocol, hostname, port } = new URL(url);
   const host = hostname.replace(/^\[|\]$/g, "");
@@ -140,7 +143,7 @@ export async function inspectConnection(
     if (protocol !== "https:") return found;
     phase = "tls";
     start = performance.now();
-    const secured = await shakeHands(socket, host, { tls, signal: ended });
+    const secured = await shakeHands(socket, host, { tls, http2, signal: ended });
     found.tlsMs = performance.now() - start;
     found.tlsVersion = secured.getProtocol();
     found.chain = chainOf(secured.getPeerCertificate(true));
@@ -255,14 +258,14 @@ function mostTelling(failures: readonly { address: string; error: unknown }[]): 
 function shakeHands(
   socket: Socket,
   host: string,
-  { tls: { ca, cert, key }, signal }: { tls: TlsSettings; signal: AbortSignal },
+  { tls: { ca, cert, key }, http2, signal }: Required<Pick<InspectConnectionOptions, "tls" | "http2" | "signal">>,
 ): Promise<TLSSocket> {
   const { promise, resolve, reject } = Promise.withResolvers<TLSSocket>();
   const secured = connectTls({
     socket,
     host,
     ...(isIP(host) === 0 && { servername: host.replace(/\.$/, "") }),
-    ALPNProtocols: ALPN_PROTOCOLS,
+    ALPNProtocols: [...ALPN_PROTOCOLS[http2]],
     rejectUnauthorized: false,
     ...(ca !== undefined && { ca }),
     ...(cert !== undefined && { cert }),

@@ -80,12 +80,9 @@ export interface ExchangeOptions {
   readonly keepBytes: number;
 }
 
-/** Sends the request, follows redirects and reads the body; never throws. */
-export async function exchangeOver(
-  request: PreparedRequest,
-  { signal, fetch, start, keepBytes }: ExchangeOptions,
-): Promise<Exchange> {
-  const exchange: Exchange = {
+/** An exchange of which nothing came. */
+export function failedExchange(failure: Failure | null): Exchange {
+  return {
     status: null,
     headers: null,
     redirects: 0,
@@ -93,8 +90,16 @@ export async function exchangeOver(
     firstByteMs: null,
     totalMs: null,
     body: null,
-    failure: null,
+    failure,
   };
+}
+
+/** Sends the request, follows redirects and reads the body; never throws. */
+export async function exchangeOver(
+  request: PreparedRequest,
+  { signal, fetch, start, keepBytes }: ExchangeOptions,
+): Promise<Exchange> {
+  const exchange = failedExchange(null);
   const { client, limits } = request;
   let phase: Phase = "first_byte";
   const head = limitHead(limits, { signal, start });

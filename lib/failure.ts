@@ -28,6 +28,14 @@ export class LimitError extends Error {
   }
 }
 
+/** A connection that does not come about, as a look at it tells. */
+export class ConnectionError extends Error {
+  /** With the class that it is of. */
+  constructor(readonly kind: CheckError, message: string) {
+    super(message);
+  }
+}
+
 /**
  * Failures of fetch by a part of their text, first match first, since Deno gives no codes; all others are `protocol`. A
  * test pins each against a real server.
@@ -63,7 +71,9 @@ export function describeFailure(
   { timeoutMs }: Site,
 ): { error: CheckError; phase: Phase; message: string } {
   if (error instanceof RedirectError) return { error: error.kind, phase: "first_byte", message: error.message };
-  if (error instanceof LimitError) return { error: error.kind, phase, message: error.message };
+  if (error instanceof LimitError || error instanceof ConnectionError) {
+    return { error: error.kind, phase, message: error.message };
+  }
   if (error instanceof DOMException && error.name === "TimeoutError") {
     const kind = phase === "download" ? "body_timeout" : "timeout";
     return { error: kind, phase, message: `no complete response within ${timeoutMs} ms` };

@@ -14,6 +14,7 @@ import {
   hosts,
   httpUrl,
   integer,
+  interval,
   pair,
   type ParseValue,
   pattern,
@@ -526,6 +527,15 @@ export const SETTINGS = {
       placeholder: "duration",
       meaning: "time until the connection stands, TLS included; it is looked at before every check then",
       fallback: "the timeout",
+    }),
+    inspect_interval: fixed({
+      ...SITE,
+      parse: interval({ minMs: 0, maxMs: 366 * DAY_MS }),
+      flag: "inspect-interval",
+      placeholder: "duration",
+      meaning:
+        "time between looks at the connection, which the site sees as a second one; 0: beside every check; never",
+      fallback: "1m",
     }),
     first_byte_timeout: setting({
       ...SITE,

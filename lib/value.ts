@@ -125,6 +125,19 @@ export function retention(bounds: DurationBounds): ParseValue<number> {
   }, (ms) => ms === -1 ? "forever" : formatDuration(ms));
 }
 
+/** Parser of the time between things that need not happen: a duration, or `never`. Value: milliseconds, Infinity for never. */
+export function interval(bounds: DurationBounds): ParseValue<number> {
+  const parse = duration(bounds);
+  return parser(`${parse.kind}, or never`, (text) => {
+    if (text.trim().toLowerCase() === "never") return Infinity;
+    try {
+      return parse(text);
+    } catch (error) {
+      throw error instanceof SyntaxError ? new SyntaxError("expected a duration such as 10m, or never") : error;
+    }
+  }, (ms) => ms === Infinity ? "never" : formatDuration(ms));
+}
+
 /** Parser of a whole number from `min` to `max`. */
 export function integer(min: number, max: number): ParseValue<number> {
   return parser(`whole number, ${min} to ${max}`, (text) => {

@@ -47,6 +47,7 @@ function siteOf(url: string, { regex = null, expectations, ...settings }: SiteCh
     failingIntervalMs: null,
     maintenance: null,
     timeoutMs: 5_000,
+    inspectIntervalMs: Infinity,
     tags: null,
     location: null,
     producer: null,

@@ -307,6 +307,12 @@ const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
   "ip_version_proxy.ini":
     "Cannot use ip_version of website 'apache' (FILE:3): expected no proxy beside it: that connects to the site as it likes",
   "reuse_connection.ini": "Cannot read reuse_connection of website 'apache' (FILE:3): expected yes or no, got '5'",
+  "inspect_interval.ini":
+    "Cannot read inspect_interval of website 'apache' (FILE:3): expected a duration such as 10m, or never, got 'hourly'",
+  "min_cert_days_never.ini":
+    "Cannot use min_cert_days of website 'apache' (FILE:4): expected looks at the connection, got inspect_interval = never",
+  "connect_timeout_proxy.ini":
+    "Cannot use connect_timeout of website 'apache' (FILE:4): expected no proxy beside it: the connection behind one can't be looked at",
   "connect_timeout.ini":
     "Cannot read connect_timeout of website 'apache' (FILE:3): expected a duration from 1ms to 1h, got '0'",
   "first_byte_timeout.ini":
@@ -639,12 +645,7 @@ unchanged = ${hash.toUpperCase()}
     "It (?:works)+\n(?i)up+",
     ...[2, 5_000, 1_024],
   ]);
-  assert.deepEqual(
-    warnings.map((warning) => warning.replace(/ \(.*\)/, "")),
-    ["min_cert_days", "warn_cert_days", "min_tls_version"].map((key) =>
-      `${key} of website 'a' has no effect: this version does not look at connections yet`
-    ),
-  );
+  assert.deepEqual(warnings, []);
 });
 
 Deno.test("readProducerConfig() warns of retries that take longer than the interval, and of certificates without TLS", async () => {
@@ -681,6 +682,7 @@ Deno.test.each([{ args: ["--url", "https://a.org/"] }, { env: { URL: "https://a.
       failingIntervalMs: null,
       maintenance: null,
       timeoutMs: 10_000,
+      inspectIntervalMs: 60_000,
       tags: null,
       location: null,
       producer: null,
@@ -717,6 +719,7 @@ Deno.test("readProducerConfig() takes NAME, REGEX and INTERVAL beside a URL, fla
     failingIntervalMs: null,
     maintenance: null,
     timeoutMs: 2_000,
+    inspectIntervalMs: 60_000,
     tags: null,
     location: null,
     producer: null,

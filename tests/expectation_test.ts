@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { check, type CheckOptions, checkWithRetries } from "../lib/check.ts";
+import { Inspector } from "../lib/inspector.ts";
 import { createClient, DEFAULT_CLIENT } from "../lib/client.ts";
 import { DEFAULT_LIMITS, type Site } from "../lib/config.ts";
 import { Evaluator } from "../lib/evaluator.ts";
@@ -37,6 +38,7 @@ function siteOf(url: string, expectations: Partial<Expectations>, settings: Part
     failingIntervalMs: null,
     maintenance: null,
     timeoutMs: 5_000,
+    inspectIntervalMs: Infinity,
     tags: null,
     location: null,
     producer: null,
@@ -298,6 +300,11 @@ function connectionFor(days: number, tlsVersion: string | null = "TLSv1.3"): See
   return { tlsVersion, certExpiresAt: new Date(Date.now() + days * DAY_MS + 60_000).toISOString() };
 }
 
+/** Looks at nothing, and knows what others saw. */
+function knowing(connection: SeenConnection): Pick<Inspector, "begin" | "known"> {
+  return { begin: () => null, known: () => connection };
+}
+
 Deno.test.each([
   { what: "long enough", days: 31, verdict: "up", failed: null },
   { what: "for less than the days of warning", days: 29, verdict: "degraded", failed: { expected: 30, actual: 29 } },
@@ -306,7 +313,7 @@ Deno.test.each([
 ])("check() takes a certificate that holds $what for $verdict", async ({ days, verdict, failed }) => {
   await using server = startSite(() => new Response("abc"));
   const site = siteOf(server.url, { minCertDays: 7, warnCertDays: 30 });
-  const metric = await checkSite(site, { knownConnection: connectionFor(days) });
+  const metric = await checkSite(site, { inspector: knowing(connectionFor(days)) });
   assert.equal(metric.verdict, verdict);
   assert.deepEqual(metric.failed, failed && [{ expectation: "cert_validity", ...failed }]);
   assert.equal(metric.cert_expires_at, null, "the connection was looked at beside another check");
@@ -322,21 +329,35 @@ Deno.test.each(
 )("check() takes $version for $error where $minTlsVersion is expected", async (given) => {
   await using server = startSite(() => new Response("abc"));
   const knownConnection = connectionFor(90, given.version);
-  const metric = await checkSite(siteOf(server.url, { minTlsVersion: given.minTlsVersion }), { knownConnection });
+  const inspector = knowing(knownConnection);
+  const metric = await checkSite(siteOf(server.url, { minTlsVersion: given.minTlsVersion }), { inspector });
   assert.equal(metric.error, given.error);
 });
 
 Deno.test("check() has what was seen of the connection in the columns for it", async () => {
   await using server = startSite(() => new Response("abc"));
-  const seen = { ...connectionFor(3), ip: "127.0.0.1", dnsMs: 0.00049, connectMs: 1.23456, tlsMs: 2 };
-  const connection = { ...seen, certSubject: "CN=site", certIssuer: "CN=authority" };
-  const metric = await checkSite(siteOf(server.url, { minCertDays: 7 }), { connection });
+  const certificate = { subject: "CN=site", issuer: "CN=authority", validFrom: "2026-01-01T00:00:00.000Z" };
+  const { certExpiresAt } = connectionFor(3);
+  const inspector = new Inspector({
+    inspect: () =>
+      Promise.resolve({
+        addresses: ["127.0.0.1"],
+        ip: "127.0.0.1",
+        dnsMs: 0.00049,
+        connectMs: 1.23456,
+        tlsMs: 2,
+        tlsVersion: "TLSv1.3",
+        chain: [{ ...certificate, expiresAt: certExpiresAt! }],
+        failure: null,
+      }),
+  });
+  const metric = await checkSite(siteOf(server.url, { minCertDays: 7 }, { inspectIntervalMs: 0 }), { inspector });
   const { ip, dns_ms, connect_ms, tls_ms, tls_version, cert_subject, cert_issuer, cert_expires_at } = metric;
   assert.deepEqual([ip, dns_ms, connect_ms, tls_ms, tls_version, cert_subject, cert_issuer], [
     ...["127.0.0.1", 0, 1.235, 2, "TLSv1.3"],
     ...["CN=site", "CN=authority"],
   ]);
-  assert.equal(cert_expires_at, connection.certExpiresAt);
+  assert.equal(cert_expires_at, certExpiresAt);
   assert.equal(metric.error, "cert_validity");
 });
 
