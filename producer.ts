@@ -1,11 +1,12 @@
 import { Checker } from "./lib/checker.ts";
-import { type ProducerConfig, readProducerConfig, type Site } from "./lib/config.ts";
+import { type ProducerConfig, readProducerConfig } from "./lib/config.ts";
 import { print } from "./lib/log.ts";
 import { encodeMetric, type Metric } from "./lib/metric.ts";
 import { type Context, runProgram } from "./lib/program.ts";
 import { Publishing } from "./lib/publishing.ts";
 import { followConfig } from "./lib/reload.ts";
 import { afterAbort, type Due, runOnce, runSchedule } from "./lib/schedule.ts";
+import type { Site } from "./lib/site.ts";
 import { listRefused, openSpool, retryRefused } from "./lib/spool.ts";
 
 /** After a signal, checks that are under way may take this long; they are given up then, and say nothing of the site. */

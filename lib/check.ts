@@ -1,5 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
-import type { Site } from "./config.ts";
+import type { Site } from "./site.ts";
 import type { Inspection } from "./connection.ts";
 import type { Evaluator } from "./evaluator.ts";
 import { exchangeOver, failedExchange, prepare } from "./exchange.ts";

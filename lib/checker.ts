@@ -1,6 +1,6 @@
 import { check, checkWithRetries } from "./check.ts";
 import { Clients } from "./client.ts";
-import type { Site } from "./config.ts";
+import type { Site } from "./site.ts";
 import { Evaluator } from "./evaluator.ts";
 import { Faults } from "./fault.ts";
 import { Inspector } from "./inspector.ts";

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import type { Limits, Site } from "./config.ts";
+import type { Limits, Site } from "./site.ts";
 import type { EncodedText } from "./evaluation.ts";
 import { type Failure, LimitError, RedirectError } from "./failure.ts";
 import type { Phase } from "./metric.ts";

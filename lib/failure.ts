@@ -1,5 +1,5 @@
 import type { ProxySettings } from "./client.ts";
-import type { Site } from "./config.ts";
+import type { Site } from "./site.ts";
 import { errorCode, errorMessage } from "./error.ts";
 import { type CheckError, isoTime, type Phase } from "./metric.ts";
 import { countOpenable } from "./open_files.ts";

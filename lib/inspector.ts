@@ -1,4 +1,4 @@
-import type { Site } from "./config.ts";
+import type { Site } from "./site.ts";
 import { inspectConnection, type InspectConnectionOptions, type Inspection } from "./connection.ts";
 import type { Exchange } from "./exchange.ts";
 import type { SeenConnection } from "./expectation.ts";

@@ -1,5 +1,5 @@
 import { v7 as uuidv7 } from "uuid";
-import type { Site } from "./config.ts";
+import type { Site } from "./site.ts";
 import { excerptOf } from "./excerpt.ts";
 import type { Exchange } from "./exchange.ts";
 import { findUnmet, type SeenConnection, type TextAnswers } from "./expectation.ts";

@@ -7,7 +7,7 @@ import { gzipSync } from "node:zlib";
 import { version as uuidVersion } from "uuid";
 import { check, type CheckOptions } from "../lib/check.ts";
 import { createClient, DEFAULT_CLIENT } from "../lib/client.ts";
-import { DEFAULT_LIMITS, type Site } from "../lib/config.ts";
+import { DEFAULT_LIMITS, type Site } from "../lib/site.ts";
 import { DEFAULT_REQUEST } from "../lib/request.ts";
 import { Evaluator } from "../lib/evaluator.ts";
 import { DEFAULT_EXPECTATIONS, type Expectations } from "../lib/expectation.ts";

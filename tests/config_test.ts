@@ -4,16 +4,11 @@ import { createAuthority } from "../local/certificate.ts";
 import { REPOSITORY } from "../local/repository.ts";
 import { parseCommandLine } from "../lib/command.ts";
 import { DEFAULT_CLIENT, PROXY_VARIABLES } from "../lib/client.ts";
-import {
-  type ConsumerConfig,
-  DEFAULT_LIMITS,
-  type ProducerConfig,
-  readConsumerConfig,
-  readProducerConfig,
-} from "../lib/config.ts";
+import { type ConsumerConfig, type ProducerConfig, readConsumerConfig, readProducerConfig } from "../lib/config.ts";
 import { ConfigError } from "../lib/error.ts";
 import { DEFAULT_REQUEST } from "../lib/request.ts";
 import { DEFAULT_EXPECTATIONS } from "../lib/expectation.ts";
+import { DEFAULT_LIMITS } from "../lib/site.ts";
 import { environmentName, type Setting, SETTINGS, variableNames } from "../lib/setting.ts";
 import { temporaryFile } from "./support.ts";
 

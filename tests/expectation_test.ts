@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { check, type CheckOptions, checkWithRetries } from "../lib/check.ts";
 import { Inspector } from "../lib/inspector.ts";
 import { createClient, DEFAULT_CLIENT } from "../lib/client.ts";
-import { DEFAULT_LIMITS, type Site } from "../lib/config.ts";
+import { DEFAULT_LIMITS, type Site } from "../lib/site.ts";
 import { Evaluator } from "../lib/evaluator.ts";
 import {
   DEFAULT_EXPECTATIONS,

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { check, type CheckOptions } from "../lib/check.ts";
 import { type ClientSettings, createClient, DEFAULT_CLIENT } from "../lib/client.ts";
-import { DEFAULT_LIMITS, type Site } from "../lib/config.ts";
+import { DEFAULT_LIMITS, type Site } from "../lib/site.ts";
 import { inspectConnection } from "../lib/connection.ts";
 import { Evaluator } from "../lib/evaluator.ts";
 import { DEFAULT_EXPECTATIONS } from "../lib/expectation.ts";
