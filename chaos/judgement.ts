@@ -71,7 +71,9 @@ export interface VisitCounts {
 
 /** From the site's answer to the metric on disk: the check's end on a machine that is busy. */
 const IN_FLIGHT_MS = 1_000;
-/** Clocks are the same; what a connection and an event loop take is not. */
+/** From a connection to the answer of a site that is busy, when whoever asked may be dead. */
+const LATE_MS = 5_000;
+/** Both clocks are the machine's; it may be set a little meanwhile. */
 const MATCH_MS = 250;
 
 /** Compares what Kafka holds, what PostgreSQL holds and what the sites counted. */
@@ -125,10 +127,14 @@ function invariant(name: string, held: boolean, figure: string): Invariant {
   return { name, held, figure };
 }
 
+/**
+ * Finds the row of each visit, or why there is none.
+ *
+ * Checks of one site come one after the other, and so do its visits, however late a busy site gets to them. So a visit
+ * whose answer no row has is that of a check without a body (or of one whose producer was killed) which began behind the
+ * check of the visit before; each of these explains one visit.
+ */
 function countVisits({ rows, visits, deaths }: Evidence): VisitCounts {
-  const bodies = new Set(rows.map(({ bodySha256 }) => bodySha256));
-  const withoutBody = Map.groupBy(rows.filter(({ bodySha256 }) => bodySha256 === null), ({ topic }) => topic);
-  const used = new Set<string>();
   const counts: VisitCounts = {
     answered: 0,
     rows: 0,
@@ -138,28 +144,50 @@ function countVisits({ rows, visits, deaths }: Evidence): VisitCounts {
     lost: 0,
     longestInFlightMs: 0,
   };
-  for (const { site, sha256, begunAt, answeredAt } of visits) {
-    if (answeredAt === undefined) continue;
-    counts.answered++;
-    if (bodies.has(sha256)) {
-      counts.rows++;
-      continue;
-    }
-    const row = withoutBody.get(site)?.find(({ id, occurredAt, elapsedMs }) =>
-      !used.has(id) && begunAt >= occurredAt - MATCH_MS && begunAt <= occurredAt + elapsedMs + MATCH_MS
-    );
-    if (row !== undefined) {
-      used.add(row.id);
-      counts.withoutBody++;
-      continue;
-    }
-    const death = deaths.filter(({ sites, at }) => sites.includes(site) && at >= begunAt - MATCH_MS)
-      .reduce<number | undefined>((first, { at }) => Math.min(first ?? Infinity, at), undefined);
-    if (death === undefined) counts.lost++;
-    else if (death - answeredAt <= IN_FLIGHT_MS) {
-      counts.inFlight++;
-      counts.longestInFlightMs = Math.max(counts.longestInFlightMs, death - answeredAt);
-    } else counts.lostInMemory++;
+  const rowsOfSites = Map.groupBy(rows, ({ topic }) => topic);
+  for (const [site, ofSite] of Map.groupBy(visits, ({ site }) => site)) {
+    const ownRows = (rowsOfSites.get(site) ?? []).toSorted((a, b) => a.occurredAt - b.occurredAt);
+    const ownDeaths = deaths.filter(({ sites }) => sites.includes(site)).map(({ at }) => at).toSorted((a, b) => a - b);
+    countVisitsOf(ofSite, { rows: ownRows, deaths: ownDeaths }, counts);
   }
   return counts;
+}
+
+/** Counts visits of one site, in their order; its rows and deaths of its producer are in the order of time. */
+function countVisitsOf(
+  visits: readonly Visit[],
+  { rows, deaths }: { rows: readonly CheckRow[]; deaths: readonly number[] },
+  counts: VisitCounts,
+): void {
+  const byBody = new Map(rows.map((row) => [row.bodySha256, row]));
+  const free = rows.filter(({ bodySha256 }) => bodySha256 === null);
+  const freeDeaths = [...deaths];
+  let checkBegunAt = -Infinity;
+  for (const { sha256, begunAt, answeredAt } of visits) {
+    if (answeredAt === undefined) continue;
+    counts.answered++;
+    const row = byBody.get(sha256) ??
+      take(free, ({ occurredAt }) => occurredAt > checkBegunAt && occurredAt <= begunAt + MATCH_MS);
+    if (row !== undefined) {
+      checkBegunAt = Math.max(checkBegunAt, row.occurredAt);
+      if (row.bodySha256 === null) counts.withoutBody++;
+      else counts.rows++;
+      continue;
+    }
+    const death = take(
+      freeDeaths,
+      (at) => at > Math.max(checkBegunAt, begunAt - LATE_MS) && at <= answeredAt + IN_FLIGHT_MS,
+    );
+    if (death !== undefined) {
+      counts.inFlight++;
+      counts.longestInFlightMs = Math.max(counts.longestInFlightMs, death - answeredAt);
+    } else if (deaths.some((at) => at > answeredAt)) counts.lostInMemory++;
+    else counts.lost++;
+  }
+}
+
+/** Takes the first that suits out of a list. */
+function take<T>(list: T[], suits: (one: T) => boolean): T | undefined {
+  const index = list.findIndex(suits);
+  return index < 0 ? undefined : list.splice(index, 1)[0];
 }

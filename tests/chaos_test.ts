@@ -105,6 +105,32 @@ Deno.test.each<[string, Partial<Evidence>, RegExp | undefined]>([
     kafka: { ...GOOD.kafka, metrics: new Map([["id-1", 1], ["id-2", 1]]) },
     rows: [GOOD.rows[0]!, { id: "id-2", topic: "a", occurredAt: 5_000, elapsedMs: 500, bodySha256: null }],
   }, undefined],
+  ["its check timed out long before a busy site answered", {
+    visits: [...GOOD.visits, { ...VISIT, begunAt: 9_000, answeredAt: 9_010 }],
+    kafka: { ...GOOD.kafka, metrics: new Map([["id-1", 1], ["id-2", 1]]) },
+    rows: [GOOD.rows[0]!, { id: "id-2", topic: "a", occurredAt: 5_000, elapsedMs: 500, bodySha256: null }],
+  }, undefined],
+  ["a check that timed out came before that of the visit before", {
+    visits: [{ ...GOOD.visits[0]!, begunAt: 6_010, answeredAt: 6_020 }, {
+      ...VISIT,
+      begunAt: 7_000,
+      answeredAt: 7_010,
+    }],
+    kafka: { ...GOOD.kafka, metrics: new Map([["id-1", 1], ["id-2", 1]]) },
+    rows: [
+      { ...GOOD.rows[0]!, occurredAt: 6_000 },
+      { id: "id-2", topic: "a", occurredAt: 5_000, elapsedMs: 500, bodySha256: null },
+    ],
+  }, /every visit is a row/],
+  ["one check that timed out stands for two visits", {
+    visits: [...GOOD.visits, VISIT, { ...VISIT, sha256: "three" }],
+    kafka: { ...GOOD.kafka, metrics: new Map([["id-1", 1], ["id-2", 1]]) },
+    rows: [GOOD.rows[0]!, { id: "id-2", topic: "a", occurredAt: 5_000, elapsedMs: 500, bodySha256: null }],
+  }, /every visit is a row/],
+  ["one death stands for two visits", {
+    visits: [...GOOD.visits, VISIT, { ...VISIT, sha256: "three" }],
+    deaths: [DEATH],
+  }, /every visit is a row/],
   ["a poison message is no dead letter", { deadLetters: [] }, /every poison message/],
   ["a poison message is two dead letters", { deadLetters: ["a/0@5", "a/0@5"] }, /every poison message/],
   ["a good message is a dead letter", { deadLetters: ["a/0@5", "a/0@6"] }, /every poison message/],
