@@ -22,6 +22,8 @@ export interface StartKafkaOptions {
   readonly sslPort?: number;
   /** Whether topics are made when somebody writes to them. Default: true. */
   readonly autoCreateTopics?: boolean;
+  /** Whether it looks at access control lists; where a topic has none, everybody may do all. Default: false. */
+  readonly accessControl?: boolean;
   /** Told what goes on. */
   readonly report?: (line: string) => void;
   /** Gives up the start. */
@@ -237,6 +239,7 @@ export async function startKafka(
     sslPort,
     tls,
     autoCreateTopics = true,
+    accessControl = false,
     report = () => {},
     signal,
   }: StartKafkaOptions,
@@ -258,9 +261,13 @@ export async function startKafka(
       controllerPort,
     };
     await Deno.remove(`${folder}/kafka.log`).catch(() => {});
-    await Deno.writeTextFile(`${folder}/${PROPERTIES}`, serverProperties({ ...ports, tls, autoCreateTopics }), {
-      mode: 0o600,
-    });
+    await Deno.writeTextFile(
+      `${folder}/${PROPERTIES}`,
+      serverProperties({ ...ports, tls, autoCreateTopics, accessControl }),
+      {
+        mode: 0o600,
+      },
+    );
     if (!await Deno.stat(`${folder}/data/meta.properties`).then(() => true, () => false)) {
       report("Making a Kafka broker …");
       const args = ["format", "-t", CLUSTER_ID, "-c", PROPERTIES];
@@ -287,10 +294,11 @@ interface Properties {
   readonly controllerPort: number;
   readonly tls: KafkaTls | undefined;
   readonly autoCreateTopics: boolean;
+  readonly accessControl: boolean;
 }
 
 function serverProperties(
-  { plainPort, advertisedPort, sslPort, controllerPort, tls, autoCreateTopics }: Properties,
+  { plainPort, advertisedPort, sslPort, controllerPort, tls, autoCreateTopics, accessControl }: Properties,
 ): string {
   const at = (port: number) => [`PLAINTEXT://127.0.0.1:${port}`, ...(tls ? [`SSL://127.0.0.1:${sslPort}`] : [])];
   const pem = (text: string) => text.trim().replaceAll("\n", "\\n");
@@ -318,6 +326,10 @@ function serverProperties(
     "broker.session.timeout.ms": "2000",
     "broker.heartbeat.interval.ms": "500",
     "log.cleaner.dedupe.buffer.size": "16777216",
+    ...(accessControl && {
+      "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+      "allow.everyone.if.no.acl.found": "true",
+    }),
     ...(tls && {
       "ssl.client.auth": "required",
       "ssl.keystore.type": "PEM",

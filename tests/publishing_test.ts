@@ -1,6 +1,15 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { Kafka, logLevel, Partitioners, type Producer } from "kafkajs";
+import {
+  AclOperationTypes,
+  AclPermissionTypes,
+  AclResourceTypes,
+  Kafka,
+  logLevel,
+  Partitioners,
+  type Producer,
+  ResourcePatternTypes,
+} from "kafkajs";
 import type { PublishSettings } from "../lib/config.ts";
 import { Publisher } from "../lib/publisher.ts";
 import type { Log } from "../lib/log.ts";
@@ -200,6 +209,41 @@ Deno.test("Publisher goes on with other topics where one is not there and topics
     await eventually(() => spool.size === 3);
     await administer((admin) => admin.createTopics({ topics: [{ topic: "bad" }] }), kafka.bootstrapServers);
     assert.equal(await publishing.drain(20_000), 0);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("Publishing sets aside what it has no right to publish, and sends it when the right is there", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    await using kafka = await startKafka({ folder, accessControl: true });
+    const server = kafka.bootstrapServers;
+    await administer((admin) => admin.createTopics({ topics: [{ topic: "bad" }, { topic: "good" }] }), server);
+    const rule = {
+      resourceType: AclResourceTypes.TOPIC,
+      resourceName: "bad",
+      resourcePatternType: ResourcePatternTypes.LITERAL,
+      principal: "User:ANONYMOUS",
+      host: "*",
+      operation: AclOperationTypes.WRITE,
+      permissionType: AclPermissionTypes.DENY,
+    };
+    await administer((admin) => admin.createAcls({ acl: [rule] }), server);
+    const lines: string[] = [];
+    using spool = new Spool(`${folder}/spool.db`);
+    await using publishing = drained(new Publishing(settingsOf(server), { spool, log: logOf(lines) }));
+    for (const value of ["1", "2"]) for (const topic of ["bad", "good"]) spool.add(messageOf(topic, value));
+    await eventually(() => spool.size === 0);
+    assert.deepEqual([spool.refusedSize, publishing.refused, await endOf("good", server)], [2, 2, 2]);
+    const told = lines.filter((line) => line.includes("Kafka refuses metrics of topic 'bad'"));
+    assert.equal(told.length, 1, lines.join("\n"));
+    assert.match(told[0]!, /others go on: .*TOPIC_AUTHORIZATION_FAILED/);
+    await administer((admin) => admin.deleteAcls({ filters: [rule] }), server);
+    assert.equal(retryRefused(`${folder}/spool.db`), 2);
+    await eventually(() => spool.refusedSize === 0 && spool.size === 0);
+    assert.equal(await publishing.drain(20_000), 0);
+    assert.equal(await endOf("bad", server), 2);
   } finally {
     await Deno.remove(folder, { recursive: true });
   }
