@@ -51,7 +51,7 @@ async function read(
     return 0;
   }
   const blocked = new AbortController();
-  await subscriber.runToEnd({
+  const complete = await subscriber.runToEnd({
     signal: AbortSignal.any([signal, blocked.signal]),
     handle: (messages, dropped) => {
       const handling = handle(messages, dropped);
@@ -59,7 +59,7 @@ async function read(
       return handling;
     },
   });
-  return blocked.signal.aborted ? 1 : 0;
+  return complete && !blocked.signal.aborted ? 0 : 1;
 }
 
 function printRows(messages: Parameters<HandleMessages>[0], log: Log): ReturnType<HandleMessages> {

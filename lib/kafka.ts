@@ -82,3 +82,13 @@ export function asConfigError(error: unknown, { bootstrapServers, tls }: KafkaSe
     cause: error,
   });
 }
+
+/** A broker's answer (kafkajs gives it a `type`, KafkaJSProtocolError is not exported) among the causes, if one answered. */
+export function protocolError(error: unknown): Error & { type: string } | undefined {
+  for (let e = error, depth = 0; e instanceof Error && depth < 8; e = e.cause, depth++) {
+    if ("type" in e && typeof e.type === "string") return e as Error & { type: string };
+    // A topic of which the brokers say nothing.
+    if (/MetadataNotLoaded$/.test(e.name)) return Object.assign(e, { type: "METADATA_NOT_LOADED" });
+  }
+  return undefined;
+}

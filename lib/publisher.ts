@@ -11,7 +11,7 @@ import {
 } from "kafkajs";
 import type { NewTopicSettings, PublishSettings } from "./config.ts";
 import { errorMessage } from "./error.ts";
-import { asConfigError, type ClientOptions, KafkaClient } from "./kafka.ts";
+import { asConfigError, type ClientOptions, KafkaClient, protocolError } from "./kafka.ts";
 import type { Log } from "./log.ts";
 import { METRIC_VERSION } from "./metric.ts";
 import type { OutgoingMessage } from "./spool.ts";
@@ -344,14 +344,4 @@ function rounds<M extends OutgoingMessage>(messages: readonly M[]): Round<M>[] {
     ...plain.map((round) => ({ round, compression: CompressionTypes.None })),
     ...zipped.map((round) => ({ round, compression: CompressionTypes.GZIP })),
   ];
-}
-
-/** A broker's answer (kafkajs gives it a `type`, KafkaJSProtocolError is not exported) among the causes, if one answered. */
-function protocolError(error: unknown): Error & { type: string } | undefined {
-  for (let e = error, depth = 0; e instanceof Error && depth < 8; e = e.cause, depth++) {
-    if ("type" in e && typeof e.type === "string") return e as Error & { type: string };
-    // A topic of which the brokers say nothing.
-    if (/MetadataNotLoaded$/.test(e.name)) return Object.assign(e, { type: "METADATA_NOT_LOADED" });
-  }
-  return undefined;
 }

@@ -9,6 +9,7 @@ import { asConfigError, type ClientOptions, KafkaClient } from "./kafka.ts";
 import type { Log } from "./log.ts";
 import type { KafkaMessage } from "./metric.ts";
 import { retryForever } from "./retry.ts";
+import { Rights } from "./rights.ts";
 import { sleepUntilAborted, whenAborted } from "./schedule.ts";
 
 /** Time after which a member that says nothing has left its group: rows move again soon after a `kill -9`. */
@@ -34,6 +35,8 @@ const DISCONNECT_TIMEOUT_MS = 3_000;
 const MEMBER_RETRY = { retries: 20, maxRetryTime: 1_000 } as const;
 /** New topics are looked for this often. */
 const DISCOVERY_INTERVAL_MS = 3_000;
+/** A failure that comes again and again is told this often. */
+const REPORT_EVERY_MS = 15_000;
 /** A topic that can't be stored or published now is tried again after this. */
 const BLOCKED_TOPIC_WAIT_MS = 10_000;
 const PARTITIONS_IN_FLIGHT = 200;
@@ -97,7 +100,10 @@ export class Subscriber implements AsyncDisposable {
   readonly #groupId: string;
   readonly #commits: boolean;
   readonly #topics: TopicSelection;
+  readonly #rights: Rights;
   #connected = false;
+  /** The last failure that was told of. */
+  #told = { reason: "", at: -Infinity };
   /** What the last membership read, by topic. */
   #owned: Readonly<Record<string, readonly number[]>> = {};
 
@@ -110,14 +116,16 @@ export class Subscriber implements AsyncDisposable {
     this.#groupId = groupId ?? `site_checker-dry-run-${randomUUID()}`;
     this.#commits = groupId !== null;
     this.#topics = topics;
+    this.#rights = new Rights(this.#kafka, { log });
   }
 
   /** Reads until the signal is aborted. Topics that appear later are joined; while brokers are away, it waits. */
   async run({ handle, signal }: RunOptions): Promise<void> {
     let waiting = false;
+    let topics: string[] = [];
     while (!signal.aborted) {
       try {
-        const topics = await this.#reach(() => this.#findTopics(), signal);
+        topics = await this.#reach(() => this.#findTopics(), signal);
         if (topics.length === 0) {
           if (!waiting) this.#log.info("No topic to read is there yet, waiting");
           waiting = true;
@@ -127,7 +135,7 @@ export class Subscriber implements AsyncDisposable {
         waiting = false;
         await this.#read({ topics, handle, signal });
       } catch (error) {
-        await this.#waitAfter(error, signal);
+        await this.#waitAfter(error, { topics, signal });
       }
     }
   }
@@ -135,21 +143,25 @@ export class Subscriber implements AsyncDisposable {
   /**
    * Reads from the committed offsets to the ends of the topics as they are now; while brokers are away, it waits.
    *
+   * @returns Whether all of them could be read.
    * @throws {GroupBusyError} when another member of the group holds partitions.
    */
-  async runToEnd({ handle, signal }: RunOptions): Promise<void> {
+  async runToEnd({ handle, signal }: RunOptions): Promise<boolean> {
     const topics = await this.#reach(() => this.#findTopics(), signal);
     await this.#reach(() => this.#waitForEmptyGroup(signal), signal);
     const targets = await this.#reach(() => this.#findTargets(topics), signal);
     while (targets.size > 0 && !signal.aborted) {
       try {
-        return await this.#read({ topics: [...targets.keys()], handle, signal, targets });
+        await this.#read({ topics: [...targets.keys()], handle, signal, targets });
+        break;
       } catch (error) {
-        await this.#waitAfter(error, signal);
+        await this.#waitAfter(error, { topics, signal });
+        for (const topic of this.#rights.denied) targets.delete(topic);
         // The membership that broke still counts for a while.
         await this.#reach(() => this.#waitForEmptyGroup(signal), signal);
       }
     }
+    return this.#rights.denied.size === 0;
   }
 
   /**
@@ -195,22 +207,36 @@ export class Subscriber implements AsyncDisposable {
   }
 
   /** Waits a moment after a failure; one that can't pass by itself is thrown. */
-  async #waitAfter(error: unknown, signal: AbortSignal): Promise<void> {
+  async #waitAfter(
+    error: unknown,
+    { topics, signal }: { topics: readonly string[]; signal: AbortSignal },
+  ): Promise<void> {
     if (signal.aborted) return;
     if (error instanceof ConfigError || error instanceof GroupBusyError || error instanceof Deno.errors.NotCapable) {
       throw error;
     }
-    this.#log.warn("Reading failed, trying again: {reason}", { reason: errorMessage(error) });
+    if (Rights.isDenial(error)) await this.#reach(() => this.#rights.ask(topics), signal);
+    else this.#tell(errorMessage(error));
     await sleepUntilAborted(1_000, signal);
+  }
+
+  /** Tells of a failure, of one that comes again and again only now and then. */
+  #tell(reason: string): void {
+    const now = performance.now();
+    if (reason === this.#told.reason && now - this.#told.at < REPORT_EVERY_MS) return;
+    this.#log.warn("Reading failed, trying again: {reason}", { reason });
+    this.#told = { reason, at: now };
   }
 
   async #findTopics(): Promise<string[]> {
     const { patterns } = this.#topics;
     const names = new Set(this.#topics.names);
     const existing = await this.#admin.listTopics();
-    return existing.filter((topic) =>
-      names.has(topic) || (!topic.startsWith("__") && patterns.some((pattern) => pattern.test(topic)))
-    ).sort();
+    return await this.#rights.readable(
+      existing.filter((topic) =>
+        names.has(topic) || (!topic.startsWith("__") && patterns.some((pattern) => pattern.test(topic)))
+      ).sort(),
+    );
   }
 
   /** A member that was killed still counts until its session has timed out; one that lives counts longer. */

@@ -12,6 +12,7 @@ import {
   publish,
   runProgram,
   runWell,
+  setRule,
   startProgram,
   temporaryFile,
   testStack,
@@ -339,6 +340,39 @@ Deno.test("consumer --once waits for a broker that goes away in the middle, and 
     `SELECT count(*)::int AS rows, count(DISTINCT id)::int AS ids FROM site_checker."${topic}"`,
   );
   assert.deepEqual(counts, { rows: 40_001, ids: 40_001 });
+});
+
+Deno.test("consumer names a topic that it has no right to read, reads others meanwhile, and it when the right is there", async () => {
+  const folder = await Deno.makeTempDir();
+  await using cleanUp = new AsyncDisposableStack();
+  cleanUp.defer(() => Deno.remove(folder, { recursive: true }));
+  const { bootstrapServers } = cleanUp.use(await startKafka({ folder, accessControl: true }));
+  await using database = await makeDatabase();
+  const publishTo = (topic: string) => publish(topic, [metricMessage(topic)], bootstrapServers);
+  for (const topic of ["bad", "good"]) await publishTo(topic);
+  const lift = await setRule(bootstrapServers, { topic: "bad", operation: "DESCRIBE", permission: "ALLOW" });
+  const args = ["--kafka-topic=bad,good", `--kafka-bootstrap-servers=${bootstrapServers}`, ...database.flags];
+  const count = async (topic: string) => {
+    const sql = `SELECT count(*)::int AS rows FROM site_checker.all_checks WHERE topic = '${topic}'`;
+    return (await database.query<{ rows: number }>(sql).catch(() => []))[0]?.rows;
+  };
+  {
+    await using consumer = startProgram("consumer", args);
+    await consumer.waitFor("Topic 'bad' can't be read, others go on");
+    await eventually(async () => await count("good") === 1);
+    await publishTo("good");
+    await eventually(async () => await count("good") === 2);
+    assert.equal((await consumer.stop("SIGTERM")).code, 0);
+    assert.equal(consumer.output.stderr.match(/ERROR|Reading failed/g)?.length, 1, consumer.output.stderr);
+  }
+  await publishTo("good");
+  const { code, stderr } = await runProgram("consumer", ["--once", ...args]);
+  assert.equal(code, 1);
+  assert.match(stderr, /Topic 'bad' can't be read/);
+  assert.deepEqual([await count("good"), await count("bad")], [3, 0]);
+  await lift();
+  await runWell("consumer", ["--once", ...args]);
+  assert.deepEqual([await count("good"), await count("bad")], [3, 1]);
 });
 
 Deno.test("two consumers that start at once on an empty database share the work without an error", async () => {

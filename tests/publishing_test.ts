@@ -1,22 +1,13 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import {
-  AclOperationTypes,
-  AclPermissionTypes,
-  AclResourceTypes,
-  Kafka,
-  logLevel,
-  Partitioners,
-  type Producer,
-  ResourcePatternTypes,
-} from "kafkajs";
+import { Kafka, logLevel, Partitioners, type Producer } from "kafkajs";
 import type { PublishSettings } from "../lib/config.ts";
 import { Publisher } from "../lib/publisher.ts";
 import type { Log } from "../lib/log.ts";
 import { Publishing } from "../lib/publishing.ts";
 import { type OutgoingMessage, retryRefused, Spool } from "../lib/spool.ts";
 import { startKafka } from "../local/kafka.ts";
-import { eventually, readByConsole, testStack, uniqueName } from "./support.ts";
+import { administer, eventually, readByConsole, setRule, testStack, uniqueName } from "./support.ts";
 
 /** A log whose lines a test can read. */
 function logOf(lines: string[]): Log {
@@ -39,20 +30,6 @@ function settingsOf(
 
 function messageOf(topic: string, value: string): OutgoingMessage {
   return { topic, key: topic, value: JSON.stringify({ value }), timestamp: Date.now() };
-}
-
-/** Does something with an administrator of a broker. */
-async function administer<T>(
-  work: (admin: ReturnType<Kafka["admin"]>) => Promise<T>,
-  server = testStack().kafka,
-): Promise<T> {
-  const admin = new Kafka({ brokers: [server], logLevel: logLevel.NOTHING }).admin();
-  await admin.connect();
-  try {
-    return await work(admin);
-  } finally {
-    await admin.disconnect();
-  }
 }
 
 /** Text that gzip can't make much smaller. */
@@ -220,16 +197,7 @@ Deno.test("Publishing sets aside what it has no right to publish, and sends it w
     await using kafka = await startKafka({ folder, accessControl: true });
     const server = kafka.bootstrapServers;
     await administer((admin) => admin.createTopics({ topics: [{ topic: "bad" }, { topic: "good" }] }), server);
-    const rule = {
-      resourceType: AclResourceTypes.TOPIC,
-      resourceName: "bad",
-      resourcePatternType: ResourcePatternTypes.LITERAL,
-      principal: "User:ANONYMOUS",
-      host: "*",
-      operation: AclOperationTypes.WRITE,
-      permissionType: AclPermissionTypes.DENY,
-    };
-    await administer((admin) => admin.createAcls({ acl: [rule] }), server);
+    const lift = await setRule(server, { topic: "bad", operation: "WRITE", permission: "DENY" });
     const lines: string[] = [];
     using spool = new Spool(`${folder}/spool.db`);
     await using publishing = drained(new Publishing(settingsOf(server), { spool, log: logOf(lines) }));
@@ -239,7 +207,7 @@ Deno.test("Publishing sets aside what it has no right to publish, and sends it w
     const told = lines.filter((line) => line.includes("Kafka refuses metrics of topic 'bad'"));
     assert.equal(told.length, 1, lines.join("\n"));
     assert.match(told[0]!, /others go on: .*TOPIC_AUTHORIZATION_FAILED/);
-    await administer((admin) => admin.deleteAcls({ filters: [rule] }), server);
+    await lift();
     assert.equal(retryRefused(`${folder}/spool.db`), 2);
     await eventually(() => spool.refusedSize === 0 && spool.size === 0);
     assert.equal(await publishing.drain(20_000), 0);

@@ -2,7 +2,16 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { dirname } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { Kafka, logLevel, Partitioners } from "kafkajs";
+import {
+  AclOperationTypes,
+  AclPermissionTypes,
+  AclResourceTypes,
+  type Admin,
+  Kafka,
+  logLevel,
+  Partitioners,
+  ResourcePatternTypes,
+} from "kafkajs";
 import pg from "pg";
 import { silenceTimeoutWarning } from "../lib/kafka.ts";
 import { type Setting, SETTINGS, variableNames } from "../lib/setting.ts";
@@ -250,10 +259,7 @@ export async function publish(
   broker: string = testStack().kafka,
 ): Promise<void> {
   const kafka = new Kafka({ brokers: [broker], logLevel: logLevel.NOTHING });
-  const admin = kafka.admin();
-  await admin.connect();
-  await admin.createTopics({ topics: [{ topic }] });
-  await admin.disconnect();
+  await administer((admin) => admin.createTopics({ topics: [{ topic }] }), broker);
   const producer = kafka.producer({ createPartitioner: Partitioners.DefaultPartitioner });
   await producer.connect();
   await producer.send({
@@ -266,29 +272,62 @@ export async function publish(
   await producer.disconnect();
 }
 
+/** Does something with an administrator of a broker. */
+export async function administer<T>(
+  work: (admin: Admin) => Promise<T>,
+  server: string = testStack().kafka,
+): Promise<T> {
+  const admin = new Kafka({ brokers: [server], logLevel: logLevel.NOTHING }).admin();
+  await admin.connect();
+  try {
+    return await work(admin);
+  } finally {
+    await admin.disconnect();
+  }
+}
+
+/** What everybody may or may not do with a topic. */
+export interface Rule {
+  readonly topic: string;
+  readonly operation: "READ" | "WRITE" | "DESCRIBE";
+  readonly permission: "ALLOW" | "DENY";
+}
+
+/**
+ * Sets a rule at a broker that looks at them (`accessControl`); what a topic's rules do not allow is denied then.
+ *
+ * @returns What lifts the rule.
+ */
+export async function setRule(server: string, { topic, operation, permission }: Rule): Promise<() => Promise<void>> {
+  const rule = {
+    resourceType: AclResourceTypes.TOPIC,
+    resourceName: topic,
+    resourcePatternType: ResourcePatternTypes.LITERAL,
+    principal: "User:ANONYMOUS",
+    host: "*",
+    operation: AclOperationTypes[operation],
+    permissionType: AclPermissionTypes[permission],
+  };
+  await administer((admin) => admin.createAcls({ acl: [rule] }), server);
+  return async () => void await administer((admin) => admin.deleteAcls({ filters: [rule] }), server);
+}
+
 /** Committed offsets of a group, by topic; −1 where nothing is committed. */
 export async function committedOffset(groupId: string, topic: string): Promise<number> {
-  const admin = new Kafka({ brokers: [testStack().kafka], logLevel: logLevel.NOTHING }).admin();
-  await admin.connect();
-  const [offsets] = await admin.fetchOffsets({ groupId, topics: [topic] });
-  await admin.disconnect();
+  const [offsets] = await administer((admin) => admin.fetchOffsets({ groupId, topics: [topic] }));
   return Number(offsets?.partitions[0]?.offset ?? -1);
 }
 
 /** Commits an offset of partition 0 for a group without members. */
 export async function commitOffset(groupId: string, topic: string, offset: number): Promise<void> {
-  const admin = new Kafka({ brokers: [testStack().kafka], logLevel: logLevel.NOTHING }).admin();
-  await admin.connect();
-  await admin.setOffsets({ groupId, topic, partitions: [{ partition: 0, offset: String(offset) }] });
-  await admin.disconnect();
+  await administer((admin) =>
+    admin.setOffsets({ groupId, topic, partitions: [{ partition: 0, offset: String(offset) }] })
+  );
 }
 
 /** Consumer groups that there are. */
 export async function groups(): Promise<string[]> {
-  const admin = new Kafka({ brokers: [testStack().kafka], logLevel: logLevel.NOTHING }).admin();
-  await admin.connect();
-  const { groups } = await admin.listGroups();
-  await admin.disconnect();
+  const { groups } = await administer((admin) => admin.listGroups());
   return groups.map(({ groupId }) => groupId);
 }
 
