@@ -9,7 +9,7 @@ import { followConfig } from "./lib/reload.ts";
 import { afterAbort, type Due, runOnce, runSchedule } from "./lib/schedule.ts";
 import type { Site } from "./lib/site.ts";
 import { listRefused, openSpool, retryRefused } from "./lib/spool.ts";
-import { encodePrintable, traceSite } from "./lib/trace.ts";
+import { encodePrintable, type Trace, traceSite } from "./lib/trace.ts";
 import { formatTrace, styleOfOutput } from "./lib/trace_text.ts";
 
 /** After a signal, checks that are under way may take this long; they are given up then, and say nothing of the site. */
@@ -64,17 +64,21 @@ async function produce({ config, commandLine, log, signal }: Context<ProducerCon
 }
 
 /** Prints one check, step by step. */
-async function trace(site: Site, { json, log, signal }: { json: boolean; log: Log; signal: AbortSignal }) {
-  using faults = new Faults({ log });
+async function trace(
+  site: Site,
+  { json, log, signal }: { json: boolean; log: Log; signal: AbortSignal },
+): Promise<number> {
+  let traced: Trace;
   try {
-    const trace = await traceSite(site, { signal });
-    print(json ? encodePrintable(trace) : formatTrace(trace, styleOfOutput()));
-    return 0;
+    traced = await traceSite(site, { signal });
   } catch (error) {
     if (signal.aborted || error instanceof Deno.errors.NotCapable) throw error;
+    using faults = new Faults({ log });
     faults.tell(site.name, error);
     return 1;
   }
+  print(json ? encodePrintable(traced) : formatTrace(traced, styleOfOutput()));
+  return 0;
 }
 
 /** Prints what Kafka will never take, or lets it be tried again. */

@@ -340,7 +340,11 @@ async function readSites(source: Source): Promise<Site[]> {
     }
     const site = new SiteSource(source, { name, section });
     const created = await createSite(site, identity);
-    if (site.take("enabled") || trace !== undefined) sites.push(created);
+    const isEnabled = site.take("enabled");
+    if (!isEnabled && trace !== undefined) {
+      site.warn(`website '${name}' is not enabled: the producer does not check it`);
+    }
+    if (isEnabled || trace !== undefined) sites.push(created);
   }
   if (sites.length > 0) return sites;
   throw new ConfigError(

@@ -106,7 +106,7 @@ class Page {
   }
 
   paint(color: Color, text: string): string {
-    return this.#style.color ? styleText(color, text, { validateStream: false }) : text;
+    return this.#style.color && text !== "" ? styleText(color, text, { validateStream: false }) : text;
   }
 
   verdict({ name, verdict, error, error_message, status_code, elapsed_ms }: Metric): void {
@@ -167,7 +167,7 @@ class Page {
     this.#sent("<", `${this.paint(color, status)}, after ${formatMs(first_byte_ms ?? 0)}`, { isPrintable: true });
     this.#headers("<", response.headers);
     if (number <= metric.redirects!) return;
-    if (metric.body_bytes !== null) this.#detail("body", `${metric.body_bytes} bytes, SHA-256 ${metric.body_sha256}`);
+    if (metric.body_bytes !== null) this.#detail("body", `${metric.body_bytes} bytes`);
     if (metric.failed_phase !== null && metric.failed_phase !== "expectation") {
       this.#detail("failure", this.paint("red", this.#cut(`${metric.error}: ${metric.error_message}`)));
     }
@@ -192,18 +192,21 @@ class Page {
       this.#detail("tls", printable([tls_version, cipher, alpn].filter((text) => text !== null).join(", ")));
     }
     for (const [index, certificate] of certificates.entries()) {
-      this.#certificate(index === 0 ? "certificate" : "issued by", certificate, at);
+      this.#certificate(certificate, { label: index === 0 ? "certificate" : "issued by", at });
     }
     const last = certificates.at(-1);
     if (last !== undefined && last.issuer !== last.subject) {
-      this.#detail("issued by", `${this.#cut(last.issuer)} (not sent)`);
+      this.#detail("issued by", `${this.#cut(last.issuer)} (neither sent nor known)`);
     }
     if (failure !== null) {
       this.#detail("failure", this.paint("red", this.#cut(`${failure.error}: ${failure.message}`)));
     }
   }
 
-  #certificate(label: string, { subject, valid_from, expires_at }: TracedCertificate, at: string): void {
+  #certificate(
+    { subject, valid_from, expires_at }: TracedCertificate,
+    { label, at }: { label: string; at: string },
+  ): void {
     const daysLeft = (Date.parse(expires_at) - Date.parse(at)) / DAY_MS;
     const state = Date.parse(valid_from) > Date.parse(at)
       ? this.paint("red", "not valid yet")
@@ -316,6 +319,7 @@ function formatDays(days: number): string {
 /** A value of an expectation, with its unit. */
 function show(value: Json, unit: string | undefined): string {
   if (typeof value === "string") return `'${value}'`;
+  if (unit === "ms") return formatMs(Number(value));
   const text = JSON.stringify(value);
   return unit === undefined ? text : `${text} ${unit}`;
 }

@@ -1233,25 +1233,35 @@ Deno.test("readConsumerConfig() asks for no broker where no topic is read", asyn
 const TWO_SITES = "[website_apache]\nurl = https://a.org/\n[website_python]\nurl = https://p.org/\nenabled = no\n";
 
 Deno.test.each([
-  { what: "one that is not enabled", args: ["--trace", "python"], file: TWO_SITES, site: "python" },
+  {
+    what: "one that is not enabled",
+    args: ["--trace", "python"],
+    file: TWO_SITES,
+    site: "python",
+    warnings: ["website 'python' is not enabled: the producer does not check it"],
+  },
   {
     what: "the only one",
     args: ["--trace"],
-    file: "[website_apache]\nurl = https://a.org/\nenabled = no\n",
+    file: "[website_apache]\nurl = https://a.org/\n",
     site: "apache",
   },
   {
     what: "one whose neighbour is broken",
     args: ["--trace", "python"],
-    file: TWO_SITES.replace("https", "ftp"),
+    file: TWO_SITES.replace("https", "ftp").replace("enabled = no", ""),
     site: "python",
   },
   { what: "that of --url", args: ["--trace", "--url", "http://u.org/"], file: TWO_SITES, site: "u.org" },
   { what: "that of --url by its name", args: ["--trace", "u", "--name", "u", "--url", "http://u.org/"], site: "u" },
-])("readProducerConfig() takes for --trace $what, and asks for no broker", async ({ site, ...given }) => {
-  const { sites, kafka } = await producer({ ...given, publish: true });
-  assert.deepEqual({ names: sites.map(({ name }) => name), kafka }, { names: [site], kafka: null });
-});
+])(
+  "readProducerConfig() takes for --trace $what, and asks for no broker",
+  async ({ site, warnings = [], ...given }) => {
+    const { sites, kafka, warnings: told } = await producer({ ...given, publish: true });
+    assert.deepEqual({ names: sites.map(({ name }) => name), kafka }, { names: [site], kafka: null });
+    assert.deepEqual(told, warnings);
+  },
+);
 
 Deno.test.each([
   {
