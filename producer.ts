@@ -1,6 +1,7 @@
 import { Checker } from "./lib/checker.ts";
 import { type ProducerConfig, readProducerConfig } from "./lib/config.ts";
-import { print } from "./lib/log.ts";
+import { Faults } from "./lib/fault.ts";
+import { type Log, print } from "./lib/log.ts";
 import { encodeMetric, type Metric } from "./lib/metric.ts";
 import { type Context, runProgram } from "./lib/program.ts";
 import { Publishing } from "./lib/publishing.ts";
@@ -8,6 +9,8 @@ import { followConfig } from "./lib/reload.ts";
 import { afterAbort, type Due, runOnce, runSchedule } from "./lib/schedule.ts";
 import type { Site } from "./lib/site.ts";
 import { listRefused, openSpool, retryRefused } from "./lib/spool.ts";
+import { encodePrintable, type Trace, traceSite } from "./lib/trace.ts";
+import { formatTrace, styleOfOutput } from "./lib/trace_text.ts";
 
 /** After a signal, checks that are under way may take this long; they are given up then, and say nothing of the site. */
 const GRACE_MS = 2_500;
@@ -17,6 +20,7 @@ const SHUTDOWN_DRAIN_MS = 4_500;
 /** Checks sites and publishes every result, by way of the spool. */
 async function produce({ config, commandLine, log, signal }: Context<ProducerConfig>): Promise<number> {
   if (commandLine.refused !== undefined) return dealWithRefused(commandLine.refused, config.spool.path);
+  if (commandLine.trace !== undefined) return await trace(config.sites[0]!, { ...commandLine.trace, log, signal });
   const { once } = commandLine;
   using checker = new Checker({ limits: config.limits, log, signal: afterAbort(signal, GRACE_MS), once });
   using spool = config.kafka === null ? null : openSpool(config.spool, { log });
@@ -57,6 +61,24 @@ async function produce({ config, commandLine, log, signal }: Context<ProducerCon
     });
   }
   return once && left + publishing.refused > 0 ? 1 : 0;
+}
+
+/** Prints one check, step by step. */
+async function trace(
+  site: Site,
+  { json, log, signal }: { json: boolean; log: Log; signal: AbortSignal },
+): Promise<number> {
+  let traced: Trace;
+  try {
+    traced = await traceSite(site, { signal });
+  } catch (error) {
+    if (signal.aborted || error instanceof Deno.errors.NotCapable) throw error;
+    using faults = new Faults({ log });
+    faults.tell(site.name, error);
+    return 1;
+  }
+  print(json ? encodePrintable(traced) : formatTrace(traced, styleOfOutput()));
+  return 0;
 }
 
 /** Prints what Kafka will never take, or lets it be tried again. */

@@ -2,8 +2,8 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Site } from "./site.ts";
 import type { Inspection } from "./connection.ts";
 import type { Evaluator } from "./evaluator.ts";
-import { exchangeOver, failedExchange, prepare } from "./exchange.ts";
-import { answerTexts } from "./expectation.ts";
+import { type Exchange, exchangeOver, failedExchange, prepare } from "./exchange.ts";
+import { answerTexts, type TextAnswers } from "./expectation.ts";
 import { throwIfOurs } from "./failure.ts";
 import type { Inspector } from "./inspector.ts";
 import type { Metric } from "./metric.ts";
@@ -27,6 +27,16 @@ export interface CheckOptions {
   readonly bodies?: ReadonlyMap<string, string>;
   /** Does the exchange. */
   readonly fetch?: typeof globalThis.fetch;
+  /** Is told what the verdict is made from, see lib/trace.ts. */
+  readonly observer?: CheckObserver;
+}
+
+/** Looks on at a check. */
+export interface CheckObserver {
+  /** Bytes of the body that it wants to see. */
+  readonly keepBytes: number;
+  /** Takes what came, and what the texts said; nobody else needs them any more. */
+  judging(exchange: Exchange, answers: TextAnswers): void;
 }
 
 /** Of a longer body, patterns and expressions see this much; all of it is read, counted and hashed. */
@@ -52,6 +62,7 @@ export async function check(
     inspector = null,
     bodies,
     fetch = globalThis.fetch,
+    observer,
   }: CheckOptions,
 ): Promise<Metric> {
   const { texts } = site.expectations;
@@ -65,7 +76,9 @@ export async function check(
       signal: ended,
       fetch,
       start: performance.now(),
-      keepBytes: texts.some(({ error }) => error !== "header") ? MAX_TEXT_BYTES : site.excerptBytes,
+      keepBytes: texts.some(({ error }) => error !== "header")
+        ? MAX_TEXT_BYTES
+        : Math.max(site.excerptBytes, observer?.keepBytes ?? 0),
     })
     : failedExchange(hindrance);
   if (exchange.failure !== null) {
@@ -81,6 +94,7 @@ export async function check(
     budgetMs: Math.max(MIN_ANSWER_MS, leftMs),
     signal,
   });
+  observer?.judging(exchange, answers);
   return judge(site, exchange, {
     ...clock,
     scheduledAt,

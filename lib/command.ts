@@ -25,6 +25,8 @@ export interface CommandLine {
   readonly checkConfig: boolean;
   /** `--reset-offsets` */
   readonly resetOffsets?: string | undefined;
+  /** `--trace [name]` of the producer, and whether `--json` stands beside it. */
+  readonly trace?: { readonly name: string | null; readonly json: boolean };
   /** `--list-refused`, `--retry-refused` of the producer. */
   readonly refused?: "list" | "retry";
   /** `--dead-letters` and so on */
@@ -40,6 +42,7 @@ const MODES: Record<ProgramName, { summary: string; once: string; dryRun: string
     examples: [
       "deno task producer --once --dry-run --url https://example.com/ --regex Example",
       "deno task producer --config-path example/example.config.ini",
+      "deno task producer --config-path example/example.config.ini --trace apache",
     ],
   },
   consumer: {
@@ -75,10 +78,11 @@ export function parseCommandLine(program: ProgramName, args: readonly string[]):
   const lists = new Map<string, readonly string[]>();
   for (const option of command.options) {
     const value = options[option.attributeName()];
-    if (typeof value === "string") flags.set(option.name(), value);
+    if (typeof value === "string" && option.name() !== "trace") flags.set(option.name(), value);
     if (Array.isArray(value) && option.name() !== "kafka-topic") lists.set(option.name(), value);
   }
   const topics = options["kafkaTopic"];
+  const trace = options["trace"];
   return {
     flags,
     lists,
@@ -88,6 +92,9 @@ export function parseCommandLine(program: ProgramName, args: readonly string[]):
     dryRun: options["dryRun"] === true,
     checkConfig: options["checkConfig"] === true,
     resetOffsets: flags.get("reset-offsets"),
+    ...(trace !== undefined && {
+      trace: { name: typeof trace === "string" ? trace : null, json: options["json"] === true },
+    }),
     ...(options["listRefused"] === true && { refused: "list" }),
     ...(options["retryRefused"] === true && { refused: "retry" }),
     ...(task && { task }),
@@ -108,6 +115,14 @@ function checkTasks(command: Command): void {
   const tasks = givenFlags(command, TASKS);
   const [other] = [...tasks.slice(1), ...givenFlags(command, ["once", "dry-run"])];
   if (tasks.length > 0 && other !== undefined) command.error(`--${other} can't be used beside --${tasks[0]}`);
+  const [beside] = givenFlags(command, ["once", "dry-run", "check-config", "list-refused", "retry-refused"]);
+  const [trace] = givenFlags(command, ["trace"]);
+  if (/:\/\//.test(String(command.opts()["trace"]))) {
+    command.error("--trace takes the name of a site: for an address, expected --trace --url <url>");
+  }
+  if (trace !== undefined && beside !== undefined) command.error(`--${beside} can't be used beside --trace`);
+  const [json] = givenFlags(command, ["json"]);
+  if (json !== undefined && trace === undefined) command.error("--json is a form of --trace: expected that beside it");
   const [filter] = givenFlags(command, ["topic", "reason"]);
   if (filter !== undefined && !tasks.some((task) => task.endsWith("dead-letters"))) {
     command.error(`--${filter} picks dead letters: expected --dead-letters or --replay-dead-letters beside it`);
@@ -201,6 +216,11 @@ function createCommand(program: ProgramName): Command {
   command.option("--once", once).option("--dry-run", dryRun);
   if (program === "producer") {
     command
+      .option(
+        "--trace [name]",
+        "check one site, of the file or of --url, tell it step by step, and end; needs no broker",
+      )
+      .option("--json", "with --trace: as one JSON object, see docs/trace.md")
       .option("--list-refused", "print each result that Kafka will never take, with the reason, as JSON, and end")
       .option("--retry-refused", "put these back among those that wait for Kafka, and end");
   }

@@ -2,11 +2,20 @@ import { type CertificateFile, keyFits, readCertificateFile, readKeyFile } from 
 import type { CommandLine } from "./command.ts";
 import { ConfigError } from "./error.ts";
 import type { LOG_LEVELS } from "./log.ts";
+import { nearest } from "./nearest.ts";
 import { flagNames, type Setting, SETTINGS, type SPOOL_SYNCS, type SSL_MODES } from "./setting.ts";
 import { PROXY_VARIABLES } from "./client.ts";
 import { createSite, type Identity, type Site } from "./site.ts";
 import { checkDefaults, SiteSource } from "./site_source.ts";
-import { type Given, HIDDEN, type LookUpVariable, parseGiven, Source } from "./source.ts";
+import {
+  type Given,
+  HIDDEN,
+  hideCredentials,
+  type LookUpVariable,
+  parseGiven,
+  type SiteSection,
+  Source,
+} from "./source.ts";
 import type { SlotLimits } from "./slots.ts";
 import { pathExists } from "./text_file.ts";
 import { checkTopicName, parseTopics } from "./topic.ts";
@@ -153,6 +162,8 @@ const DEFAULT_TLS_FILES = {
   ssl_certfile: "./service.cert",
   ssl_keyfile: "./service.key",
 } as const;
+/** Sites that an error lists. */
+const MAX_LISTED = 20;
 const DEFAULT_MAX_CHECKS = 1_000;
 /** All sites at once: more would take the CPU from each other and distort the times. */
 const DEFAULT_MAX_CHECKS_ONCE = 50;
@@ -175,7 +186,8 @@ export async function readProducerConfig(
   // What was set aside is dealt with by itself.
   const sites = commandLine.refused === undefined ? await readSites(source) : [];
   warnOfProxies(source, env);
-  const kafka = commandLine.dryRun || commandLine.refused !== undefined ? null : await readPublish(source);
+  const publishes = !commandLine.dryRun && commandLine.trace === undefined && commandLine.refused === undefined;
+  const kafka = publishes ? await readPublish(source) : null;
   const limits = readSlotLimits(source);
   const spool = readSpool(source);
   const drainTimeoutMs = source.take("producer", "drain_timeout") ?? DEFAULT_DRAIN_TIMEOUT_MS;
@@ -301,19 +313,26 @@ function readCommon(source: Source): CommonConfig {
   return { path: source.path, logLevel, effective: source.effective(), warnings: source.warnings };
 }
 
-/** The site of a URL by flag or variable alone, else those of the file. */
+/** The site of a URL by flag or variable alone, else those of the file; with `--trace` the one that is traced. */
 async function readSites(source: Source): Promise<Site[]> {
   checkDefaults(source);
   const identity = readIdentity(source);
   const { url } = SETTINGS.website;
   const given = source.flag("url", url) ?? source.variable("url", url);
+  const { trace } = source.commandLine;
   if (given !== undefined) {
-    return [
-      await createSite(new SiteSource(source, { name: nameOf(source, given), section: undefined }), identity),
-    ];
+    const name = nameOf(source, given);
+    if (trace !== undefined && trace.name !== null && trace.name !== name) {
+      throw new ConfigError(
+        `Cannot trace '${hideCredentials(trace.name)}' beside ${given.origin}: expected one of them`,
+      );
+    }
+    return [await createSite(new SiteSource(source, { name, section: undefined }), identity)];
   }
   refuseLoneFlags(source);
-  const sections = source.siteSections();
+  const all = source.siteSections();
+  // Others may be broken, and one that is not enabled is looked at all the same.
+  const sections = trace === undefined || all.length === 0 ? all : [tracedSection(source, all)];
   const sites: Site[] = [];
   for (const { name, origin, section } of sections) {
     if (source.siteEntry(section, "url", url) === undefined) {
@@ -321,13 +340,41 @@ async function readSites(source: Source): Promise<Site[]> {
     }
     const site = new SiteSource(source, { name, section });
     const created = await createSite(site, identity);
-    if (site.take("enabled")) sites.push(created);
+    const isEnabled = site.take("enabled");
+    if (!isEnabled && trace !== undefined) {
+      site.warn(`website '${name}' is not enabled: the producer does not check it`);
+    }
+    if (isEnabled || trace !== undefined) sites.push(created);
   }
   if (sites.length > 0) return sites;
   throw new ConfigError(
     "Cannot find a site to check: expected --url, URL in the environment, or [website_NAME] with a url in " +
       source.filePath + (sections.length > 0 ? " without enabled = no" : ""),
   );
+}
+
+/** The section that `--trace` names, or the only one. */
+function tracedSection({ commandLine, filePath }: Source, sections: readonly SiteSection[]): SiteSection {
+  const names = sections.map(({ name }) => name);
+  const wanted = commandLine.trace?.name ?? null;
+  const found = wanted === null ? sections : sections.filter(({ name }) => name === wanted);
+  if (found.length === 1) return found[0]!;
+  const known = shortList(names);
+  if (wanted === null) {
+    throw new ConfigError(`Cannot choose a site of ${filePath}: expected --trace with one of ${known}, got none`);
+  }
+  const meant = nearest(wanted, names);
+  throw new ConfigError(
+    `Cannot trace '${hideCredentials(wanted)}': expected a site of ${filePath}, one of ${known}${
+      meant === undefined ? "" : `; did you mean ${meant}?`
+    }`,
+  );
+}
+
+/** Names, as many as a line takes. */
+function shortList(names: readonly string[]): string {
+  const more = names.length - MAX_LISTED;
+  return names.slice(0, MAX_LISTED).join(", ") + (more > 0 ? ` and ${more} more` : "");
 }
 
 function readIdentity(source: Source): Identity {

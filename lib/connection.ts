@@ -12,6 +12,8 @@ import { formatDuration } from "./value.ts";
 export interface Inspection {
   /** Addresses of the host, in the order in which they are tried. */
   readonly addresses: readonly string[];
+  /** Those of them that were tried. */
+  readonly attempts: readonly ConnectionAttempt[];
   /** The one that was connected to, else the last one that was tried. */
   readonly ip: string | null;
   /** Time of the look-up, in ms; 0 where the URL has an address. */
@@ -22,10 +24,22 @@ export interface Inspection {
   readonly tlsMs: number | null;
   /** Version of TLS, such as `TLSv1.3`. */
   readonly tlsVersion: string | null;
+  /** Cipher suite, such as `TLS_AES_256_GCM_SHA384`. */
+  readonly cipher: string | null;
+  /** Protocol that was agreed on with TLS, such as `h2`; null where the server names none. */
+  readonly alpn: string | null;
   /** Certificates, the server's own first; also those of a server that is not trusted. */
   readonly chain: readonly Certificate[];
   /** Why there is no good connection, or null. */
   readonly failure: ConnectionFailure | null;
+}
+
+/** An attempt to connect to an address. */
+export interface ConnectionAttempt {
+  /** The address. */
+  readonly address: string;
+  /** Why there is no connection to it; null for the one that was connected to. */
+  failure: string | null;
 }
 
 /** Certificate of a chain. */
@@ -100,13 +114,17 @@ export async function inspectConnection(
   const own = new AbortController();
   let timer: ReturnType<typeof setTimeout> | undefined;
   const ended = signal === undefined ? own.signal : AbortSignal.any([own.signal, signal]);
+  const attempts: ConnectionAttempt[] = [];
   const found: { -readonly [K in keyof Inspection]: Inspection[K] } = {
     addresses: [],
+    attempts,
     ip: null,
     dnsMs: null,
     connectMs: null,
     tlsMs: null,
     tlsVersion: null,
+    cipher: null,
+    alpn: null,
     chain: [],
     failure: null,
   };
@@ -137,6 +155,7 @@ export async function inspectConnection(
     socket = await connectToOne(found.addresses, {
       port: Number(port) || (protocol === "https:" ? 443 : 80),
       signal: ended,
+      attempts,
       onTried: (address) => found.ip = withoutZone(address),
     });
     found.connectMs = performance.now() - start;
@@ -146,6 +165,8 @@ export async function inspectConnection(
     const secured = await shakeHands(socket, host, { tls, http2, signal: ended });
     found.tlsMs = performance.now() - start;
     found.tlsVersion = secured.getProtocol();
+    found.cipher = secured.getCipher()?.standardName ?? null;
+    found.alpn = secured.alpnProtocol || null;
     found.chain = chainOf(secured.getPeerCertificate(true));
     found.failure = certificateFailure(secured, host, found.chain);
     return found;
@@ -191,6 +212,8 @@ function describe(error: unknown, phase: ConnectionFailure["phase"]): { error: C
 interface ConnectOptions {
   readonly port: number;
   readonly signal: AbortSignal;
+  /** Is added to. */
+  readonly attempts: ConnectionAttempt[];
   readonly onTried: (address: string) => void;
 }
 
@@ -200,10 +223,10 @@ interface ConnectOptions {
  */
 function connectToOne(
   addresses: readonly string[],
-  { port, signal, onTried }: ConnectOptions,
+  { port, signal, attempts, onTried }: ConnectOptions,
 ): Promise<Socket> {
   const { promise, resolve, reject } = Promise.withResolvers<Socket>();
-  const open = new Map<Socket, string>();
+  const open = new Map<Socket, ConnectionAttempt>();
   const failures: { address: string; error: unknown }[] = [];
   let next = 0;
   let timer: ReturnType<typeof setTimeout> | undefined;
@@ -219,7 +242,9 @@ function connectToOne(
     }
     onTried(address);
     const socket = connectTcp({ host: address, port });
-    open.set(socket, address);
+    const attempt: ConnectionAttempt = { address, failure: null };
+    attempts.push(attempt);
+    open.set(socket, attempt);
     socket.once("connect", () => {
       open.delete(socket);
       onTried(address);
@@ -229,6 +254,7 @@ function connectToOne(
     socket.on("error", (error) => {
       if (!open.delete(socket)) return;
       failures.push({ address, error });
+      attempt.failure = describe(error, "connect").message;
       tryNext();
     });
     timer = setTimeout(tryNext, ATTEMPT_DELAY_MS);
@@ -241,7 +267,10 @@ function connectToOne(
   return promise.finally(() => {
     clearTimeout(timer);
     signal.removeEventListener("abort", abort);
-    for (const socket of open.keys()) socket.destroy();
+    for (const [socket, attempt] of open) {
+      attempt.failure = "no answer";
+      socket.destroy();
+    }
   });
 }
 

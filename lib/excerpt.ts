@@ -12,7 +12,35 @@ export interface ExcerptSource {
 
 /** Headers whose values let others in: cookies, and whatever is named after a key. */
 const SECRET_HEADER_REGEXP = /cookie|auth|token|secret|session|password|key/i;
-const HIDDEN = "********";
+/** What stands for a secret. */
+export const HIDDEN = "********";
+/** User and password of a URL, wherever it stands in a text. */
+const USER_INFO_REGEXP = /(\/\/)[^\s/?#@]*@/g;
+
+/** Whether a header's value may let others in, as its name says. */
+export function isSecretHeader(name: string): boolean {
+  return SECRET_HEADER_REGEXP.test(name);
+}
+
+/**
+ * Value of a header as it may be shown: nothing of one that may be secret, and no user and password of a URL in it.
+ *
+ * @example
+ * ```ts
+ * import assert from "node:assert/strict";
+ *
+ * assert.equal(shownHeader("x-api-key", "k"), "********");
+ * assert.equal(shownHeader("location", "https://me:pw@example.com/"), "https://********@example.com/");
+ * ```
+ */
+export function shownHeader(name: string, value: string): string {
+  return isSecretHeader(name) ? HIDDEN : hideUserInfo(value);
+}
+
+/** The text without users and passwords of URLs. */
+export function hideUserInfo(text: string): string {
+  return text.replaceAll(USER_INFO_REGEXP, `$1${HIDDEN}@`);
+}
 
 /**
  * Piece of a response: status, headers and the beginning of the body, with an empty line between them. Values of headers
@@ -29,7 +57,7 @@ const HIDDEN = "********";
  * ```
  */
 export function excerptOf({ status, headers, body }: ExcerptSource, maxBytes: number): string {
-  const lines = [...headers].map(([name, value]) => `${name}: ${SECRET_HEADER_REGEXP.test(name) ? HIDDEN : value}\n`);
+  const lines = [...headers].map(([name, value]) => `${name}: ${shownHeader(name, value)}\n`);
   const head = `${status}\n${lines.join("")}`;
   const text = body === null ? head : `${head}\n${decodeText(body)}`;
   const bytes = new Uint8Array(maxBytes);

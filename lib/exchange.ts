@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import type { Limits, Site } from "./site.ts";
 import type { EncodedText } from "./evaluation.ts";
+import { hideUserInfo } from "./excerpt.ts";
 import { type Failure, LimitError, RedirectError } from "./failure.ts";
 import type { Phase } from "./metric.ts";
 import { isBlockedPort } from "./value.ts";
@@ -189,7 +190,8 @@ function nextTarget(
     throw new RedirectError("redirect_loop", `expected at most ${maxRedirects} redirects, got another`);
   }
   if (!URL.canParse(location, target)) {
-    throw new RedirectError("redirect_denied", `expected a URL to be redirected to, got '${location.slice(0, 200)}'`);
+    const got = hideUserInfo(location).slice(0, 200);
+    throw new RedirectError("redirect_denied", `expected a URL to be redirected to, got '${got}'`);
   }
   const next = new URL(location, target);
   next.username = "";

@@ -1,5 +1,6 @@
 import { type Answer, answerPattern, decodeText, type EncodedText, type Question } from "./evaluation.ts";
 import type { Asked, Evaluator } from "./evaluator.ts";
+import { shownHeader } from "./excerpt.ts";
 import type { CheckError, Json } from "./metric.ts";
 import type { Pattern } from "./pattern.ts";
 import { formatStatusRanges, type StatusRange } from "./value.ts";
@@ -238,7 +239,7 @@ function unmetText(expectation: TextExpectation, { holds, found, problem }: Answ
     }
     case "header": {
       const value = headers.get(expectation.name);
-      const actual = value === null ? null : shorten(value);
+      const actual = value === null ? null : shorten(shownHeader(expectation.name, value));
       const got = actual === null ? "none" : `'${actual}'`;
       return { expectation: "header", expected, actual, message: `expected header '${shown}', got ${got}` };
     }
@@ -276,14 +277,15 @@ function unmetConnection(
 }
 
 /** The expectation as it is written: `server: nginx`, with `no` before it where that is forbidden. */
-function describeText(expectation: TextExpectation): string {
+export function describeText(expectation: TextExpectation): string {
   if (expectation.error === "json") return expectation.expression;
   if (expectation.error !== "header") return expectation.pattern.text;
   const { name, pattern, wanted } = expectation;
   return `${wanted ? "" : "no "}${name}${pattern === null ? "" : `: ${pattern.text}`}`;
 }
 
-function shorten(text: string): string {
+/** The beginning of a text that is long. */
+export function shorten(text: string): string {
   const cut = text.length > MAX_SHOWN_LENGTH ? text.slice(0, MAX_SHOWN_LENGTH) + "…" : text;
   return cut.toWellFormed();
 }

@@ -10,6 +10,8 @@ export interface RequestSettings {
   readonly method: string;
   /** Headers by name in lower case, `authorization` not among them. */
   readonly headers: Readonly<Record<string, string>>;
+  /** Those of them whose values are never shown: variables of the environment are part of them. */
+  readonly secretHeaders: readonly string[];
   /** Body, if it has one. */
   readonly body: Uint8Array<ArrayBuffer> | null;
   /** Value of the header `authorization`, if there is one. */
@@ -20,6 +22,7 @@ export interface RequestSettings {
 export const DEFAULT_REQUEST: RequestSettings = {
   method: "GET",
   headers: { accept: "*/*", "user-agent": SETTINGS.website.user_agent.initial },
+  secretHeaders: [],
   body: null,
   authorization: null,
 };
@@ -53,7 +56,7 @@ export async function readRequest(site: SiteSource, authorization: string | null
     );
   }
   const own = await readAuthorization(site, { authorization, headers });
-  return { method, headers, body, authorization: own };
+  return { method, headers, secretHeaders: secretHeaders(site), body, authorization: own };
 }
 
 function readHeaders(site: SiteSource): Record<string, string> {
@@ -74,6 +77,12 @@ function readHeaders(site: SiteSource): Record<string, string> {
     "user-agent": site.take("user_agent"),
     ...(host !== undefined && { host }),
   };
+}
+
+/** Headers whose values come from variables of the environment. */
+function secretHeaders(site: SiteSource): string[] {
+  const fromVariables = site.fromVariables("headers");
+  return site.take("headers").flatMap(([name], index) => fromVariables[index] ? [name] : []);
 }
 
 async function readBody(site: SiteSource): Promise<Uint8Array<ArrayBuffer> | null> {

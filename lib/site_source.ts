@@ -103,6 +103,15 @@ export class SiteSource {
     return this.#given.get(key)?.text;
   }
 
+  /** Of the values of a setting that was taken, in order, whether variables of the environment are part of them. */
+  fromVariables(key: SiteKey): readonly boolean[] {
+    const given = this.#given.get(key);
+    if (given === undefined) return [];
+    return linesOf(SETTINGS.website[key], given).map((line) =>
+      this.#source.resolve(line, this.#label(key, given)).resolved !== line.text
+    );
+  }
+
   /** What is wrong with a setting that was taken, for errors: "interval of website 'apache' (config.ini:14)". */
   label(key: SiteKey): string {
     const given = this.#given.get(key);
@@ -120,7 +129,8 @@ export class SiteSource {
 
   /** Whether each site is to be checked only once. */
   get once(): boolean {
-    return this.#source.commandLine.once;
+    const { once, trace } = this.#source.commandLine;
+    return once || trace !== undefined;
   }
 
   /** Says what is allowed, yet probably not meant. */

@@ -107,6 +107,7 @@ function hasRegex({ regex, expectations: { texts } }: Site, answers: TextAnswers
   return own.includes(false) ? false : own.includes(undefined) ? null : true;
 }
 
-function round(ms: number | null): number | null {
+/** Time in ms, to the microsecond. */
+export function round(ms: number | null): number | null {
   return ms === null ? null : Math.round(ms * 1000) / 1000;
 }

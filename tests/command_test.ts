@@ -52,6 +52,17 @@ Deno.test("parseCommandLine() gathers --kafka-topic", () => {
   assert.deepEqual(parse("consumer", "--kafka-topic", "a,b", "--kafka-topic=/c,d/").topics, ["a,b", "/c,d/"]);
 });
 
+Deno.test.each([
+  { args: ["--trace"], trace: { name: null, json: false } },
+  { args: ["--trace", "apache"], trace: { name: "apache", json: false } },
+  { args: ["--trace=apache", "--json"], trace: { name: "apache", json: true } },
+  { args: ["--json", "--trace", "--url", "http://a/"], trace: { name: null, json: true } },
+])("parseCommandLine() takes a name behind $args where there is one", ({ args, trace }) => {
+  const commandLine = parse("producer", ...args);
+  assert.deepEqual(commandLine.trace, trace);
+  assert.ok(!commandLine.flags.has("trace"));
+});
+
 Deno.test("parseCommandLine() has a flag for each setting of the program", () => {
   for (const section of Object.values(SETTINGS)) {
     for (const { flag, programs, several } of Object.values<Setting<unknown>>(section)) {
@@ -81,6 +92,18 @@ const REFUSED: readonly { args: readonly string[]; message: string }[] = [
     message: "unknown option '--kafka-ssl-keyfil' (Did you mean --kafka-ssl-keyfile?)",
   },
   { args: ["--once=1"], message: "unknown option '--once=1' (Did you mean --once?)" },
+  { args: ["--trace", "--once"], message: "--once can't be used beside --trace" },
+  { args: ["--dry-run", "--trace", "a"], message: "--dry-run can't be used beside --trace" },
+  { args: ["--trace", "--check-config"], message: "--check-config can't be used beside --trace" },
+  { args: ["--trace", "--list-refused"], message: "--list-refused can't be used beside --trace" },
+  { args: ["--trace", "--retry-refused"], message: "--retry-refused can't be used beside --trace" },
+  { args: ["--json"], message: "--json is a form of --trace: expected that beside it" },
+  { args: ["--once", "--json"], message: "--json is a form of --trace: expected that beside it" },
+  { args: ["--trace", "a", "b"], message: "too many arguments. Expected 0 arguments but got 1: b." },
+  {
+    args: ["--trace", "https://me:hunter2@a/"],
+    message: "--trace takes the name of a site: for an address, expected --trace --url <url>",
+  },
   { args: ["--url"], message: "option '--url <url>' argument missing" },
   { args: ["--name", "--once"], message: "option '--name <name>' argument missing before --once" },
   { args: ["--regex", "--url=http://a/"], message: "option '--regex <pattern>' argument missing before --url" },

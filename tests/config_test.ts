@@ -1229,3 +1229,72 @@ Deno.test("readConsumerConfig() asks for no broker where no topic is read", asyn
     assert.equal(postgres?.servers[0]?.host, "db");
   }
 });
+
+const TWO_SITES = "[website_apache]\nurl = https://a.org/\n[website_python]\nurl = https://p.org/\nenabled = no\n";
+
+Deno.test.each([
+  {
+    what: "one that is not enabled",
+    args: ["--trace", "python"],
+    file: TWO_SITES,
+    site: "python",
+    warnings: ["website 'python' is not enabled: the producer does not check it"],
+  },
+  {
+    what: "the only one",
+    args: ["--trace"],
+    file: "[website_apache]\nurl = https://a.org/\n",
+    site: "apache",
+  },
+  {
+    what: "one whose neighbour is broken",
+    args: ["--trace", "python"],
+    file: TWO_SITES.replace("https", "ftp").replace("enabled = no", ""),
+    site: "python",
+  },
+  { what: "that of --url", args: ["--trace", "--url", "http://u.org/"], file: TWO_SITES, site: "u.org" },
+  { what: "that of --url by its name", args: ["--trace", "u", "--name", "u", "--url", "http://u.org/"], site: "u" },
+])(
+  "readProducerConfig() takes for --trace $what, and asks for no broker",
+  async ({ site, warnings = [], ...given }) => {
+    const { sites, kafka, warnings: told } = await producer({ ...given, publish: true });
+    assert.deepEqual({ names: sites.map(({ name }) => name), kafka }, { names: [site], kafka: null });
+    assert.deepEqual(told, warnings);
+  },
+);
+
+Deno.test.each([
+  {
+    args: ["--trace"],
+    file: TWO_SITES,
+    message: /^Cannot choose a site of .*config\.ini: expected --trace with one of apache, python, got none$/,
+  },
+  {
+    args: ["--trace", "apahce"],
+    file: TWO_SITES,
+    message: /^Cannot trace 'apahce': expected a site of .*config\.ini, one of apache, python; did you mean apache\?$/,
+  },
+  {
+    args: ["--trace", "x"],
+    file: Array.from({ length: 25 }, (_, i) => `[website_site${i}]\nurl = http://a/\n`).join(""),
+    message: /, site18, site19 and 5 more$/,
+  },
+  { args: ["--trace", "apache"], message: /^Cannot find a site to check: expected --url, / },
+  {
+    args: ["--trace", "apache", "--url", "http://u.org/"],
+    file: TWO_SITES,
+    message: /^Cannot trace 'apache' beside --url: expected one of them$/,
+  },
+])("readProducerConfig() says what $args may name", async ({ message, ...given }) => {
+  await assert.rejects(producer({ ...given, publish: true }), (error: unknown) => {
+    assert.ok(error instanceof ConfigError);
+    assert.match(error.message, message);
+    return true;
+  });
+});
+
+Deno.test("readProducerConfig() knows which headers come from variables", async () => {
+  const file = "[website_a]\nurl = http://a/\nheaders = x-a: 1\n  x-b: a ${SITE_CHECKER_B}\n";
+  const { sites: [site] } = await producer({ file, env: { SITE_CHECKER_B: "secret" } });
+  assert.deepEqual(site!.request.secretHeaders, ["x-b"]);
+});

@@ -48,6 +48,8 @@ Deno.test("inspectConnection() says whose certificate a server has, who issued i
   const inspection = await inspect(`https://localhost:${server.port}/`, trusting);
   assert.equal(inspection.failure, null);
   assert.match(inspection.tlsVersion!, /^TLSv1\.[23]$/);
+  assert.match(inspection.cipher!, /^TLS_/);
+  assert.equal(inspection.alpn, "h2");
   assert.ok(inspection.tlsMs! > 0);
   const [own, issuer] = inspection.chain;
   const toSecond = (time: Date) => new Date(Math.floor(time.getTime() / 1000) * 1000).toISOString();
@@ -231,11 +233,19 @@ Deno.test("inspectConnection() tries the next address where one refuses or stays
   const refused = await inspect(`http://x.example:${server.port}/`, { lookUps: new LookUps({ resolve }) });
   assert.deepEqual({ ip: refused.ip, failure: refused.failure }, { ip: "127.0.0.1", failure: null });
   assert.deepEqual(refused.addresses, ["127.0.0.2", "127.0.0.1"]);
+  assert.deepEqual(refused.attempts, [
+    { address: "127.0.0.2", failure: "connection refused (ECONNREFUSED)" },
+    { address: "127.0.0.1", failure: null },
+  ]);
 
   using other = Deno.listen({ hostname: "127.0.0.2", port: deaf.port });
   const behind = () => Promise.resolve(["127.0.0.1", "127.0.0.2"].map((address) => ({ address })));
   const silent = await inspect(`http://x.example:${deaf.port}/`, { lookUps: new LookUps({ resolve: behind }) });
   assert.deepEqual({ ip: silent.ip, failure: silent.failure }, { ip: other.addr.hostname, failure: null });
+  assert.deepEqual(silent.attempts, [
+    { address: "127.0.0.1", failure: "no answer" },
+    { address: "127.0.0.2", failure: null },
+  ]);
 });
 
 Deno.test("inspectConnection() names the failure of the address that was reached, not of a network that is not there", async () => {

@@ -342,11 +342,14 @@ Deno.test("check() has what was seen of the connection in the columns for it", a
     inspect: () =>
       Promise.resolve({
         addresses: ["127.0.0.1"],
+        attempts: [],
         ip: "127.0.0.1",
         dnsMs: 0.00049,
         connectMs: 1.23456,
         tlsMs: 2,
         tlsVersion: "TLSv1.3",
+        cipher: null,
+        alpn: null,
         chain: [{ ...certificate, expiresAt: certExpiresAt! }],
         failure: null,
       }),
