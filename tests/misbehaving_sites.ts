@@ -65,16 +65,15 @@ function redirect(location: (port: number) => string): (socket: Socket, port: nu
     send(`HTTP/1.1 302 Found\r\nlocation: ${location(port)}\r\ncontent-length: 0\r\n\r\n`)(socket);
 }
 
-/** Twice as much as is read of a body, once it is decoded. */
-function bomb(encoding: "gzip" | "br"): (socket: Socket) => void {
-  let packed: Uint8Array | undefined;
-  return (socket) => {
-    const plain = () => Buffer.alloc(128 * MIB);
-    packed ??= encoding === "gzip"
-      ? gzipSync(plain())
-      : brotliCompressSync(plain(), { params: { [constants.BROTLI_PARAM_QUALITY]: 1 } });
-    socket.end(withBody(`${HEAD}content-encoding: ${encoding}\r\n`, packed));
-  };
+const PACK = {
+  gzip: (plain: Uint8Array) => gzipSync(plain),
+  br: (plain: Uint8Array) => brotliCompressSync(plain, { params: { [constants.BROTLI_PARAM_QUALITY]: 1 } }),
+};
+/** Twice as much as is read of a body, once it is decoded; made in the process that serves it, before it does. */
+const bombs = new Map<keyof typeof PACK, Uint8Array>();
+
+function bomb(encoding: keyof typeof PACK): (socket: Socket) => void {
+  return (socket) => void socket.end(withBody(`${HEAD}content-encoding: ${encoding}\r\n`, bombs.get(encoding)!));
 }
 
 /** All of them, by name. */
@@ -162,6 +161,7 @@ export const MISBEHAVIOURS: Readonly<Record<string, Misbehaviour>> = {
 
 /** Serves a good site, and those that misbehave. */
 export async function serveSites(): Promise<SitePorts> {
+  for (const encoding of ["gzip", "br"] as const) bombs.set(encoding, PACK[encoding](Buffer.alloc(128 * MIB)));
   const { addr } = Deno.serve(
     { hostname: "127.0.0.1", port: 0, onListen: () => {} },
     () => new Response("It works!"),
