@@ -21,14 +21,24 @@ export interface Task {
 
 /** Options of {@linkcode Evaluator.answer}. */
 export interface AnswerOptions {
-  /** Whose questions they are: one whose time ran out waits behind the others like it from then on. */
+  /** Whose questions they are: one that takes long waits for others like it from then on. */
   readonly name: string;
   /** Ends the wait; it rejects with the reason then. */
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Threads for those whose time has not run out; one more is for the others. More would take the CPU from the checks. */
-const THREADS = Math.max(1, Math.min(4, navigator.hardwareConcurrency - 1));
+/**
+ * Turns that a task gets, one after the other until it is answered: how long each may be, in ms, and how many turns of
+ * its kind there are at a time, each in a thread. More would take the CPU from the checks.
+ *
+ * What runs can't be halted and go on later, so each turn begins anew. Nearly all is answered in a first one, which is so
+ * short that a hundred that are never answered hold up no others.
+ */
+const TURNS = [
+  { longestMs: 50, atOnce: Math.max(1, Math.min(4, navigator.hardwareConcurrency - 1)) },
+  { longestMs: 1_000, atOnce: 1 },
+  { longestMs: Infinity, atOnce: 1 },
+] as const;
 /** A thread that is late by this much is given up for lost. */
 const GRACE_MS = 1_000;
 
@@ -40,22 +50,47 @@ const GRACE_MS = 1_000;
  * 2.9.6 does not end a thread that computes, which would go on for minutes.
  */
 export class Evaluator implements Disposable {
-  readonly #quick = pLimit(THREADS);
+  readonly #turns = TURNS.map(({ atOnce }) => pLimit(atOnce));
+  /** One at a time of those that a first turn was not enough for: they take no more than every second one. */
   readonly #slow = pLimit(1);
-  readonly #slowNames = new Set<string>();
+  /** Turn in which each name ended last, where that was not the first. */
+  readonly #lastTurns = new Map<string, number>();
   readonly #idle: Thread[] = [];
   readonly #threads = new Set<Thread>();
 
   /**
-   * Asks all questions of a task. The time that they wait for a thread is not the site's and does not count.
+   * Asks all questions of a task. The time that it waits for its first turn is not the site's and does not count, unless
+   * a first turn was not enough the last time.
    *
    * @returns The answers, `null` for those that did not come in time.
    */
-  async answer(task: Task, { name, signal }: AnswerOptions): Promise<(Answer | null)[]> {
-    const lane = this.#slowNames.has(name) ? this.#slow : this.#quick;
-    const answers = await lane(() => this.#run(task, signal));
-    if (answers.includes(null)) this.#slowNames.add(name);
-    else this.#slowNames.delete(name);
+  async answer({ body, asked, budgetMs }: Task, { name, signal }: AnswerOptions): Promise<(Answer | null)[]> {
+    signal?.throwIfAborted();
+    const lastTurn = this.#lastTurns.get(name) ?? 0;
+    const answers = asked.map((): Answer | null => null);
+    let until = lastTurn === 0 ? Infinity : performance.now() + budgetMs;
+    // Every text gets a first turn, since it may be another one than before; those that were in vain are left out.
+    for (let turn = 0; turn < TURNS.length; turn = Math.max(turn + 1, lastTurn)) {
+      const open = answers.flatMap((answer, i) => answer === null ? [i] : []);
+      const found = await inTurn(this.#limitOf(turn, lastTurn), async () => {
+        const thread = await this.#takeThread();
+        until = Math.min(until, performance.now() + budgetMs);
+        const task = {
+          body,
+          asked: open.map((i) => asked[i]!),
+          budgetMs: Math.min(TURNS[turn]!.longestMs, until - performance.now()),
+        };
+        return await this.#run(thread, task, signal);
+      }, { until, signal });
+      for (const [i, answer] of found?.entries() ?? []) answers[open[i]!] = answer;
+      if (!answers.includes(null)) {
+        if (turn === 0) this.#lastTurns.delete(name);
+        else this.#lastTurns.set(name, turn);
+        return answers;
+      }
+      if (performance.now() >= until) break;
+    }
+    this.#lastTurns.set(name, TURNS.length - 1);
     return answers;
   }
 
@@ -64,21 +99,72 @@ export class Evaluator implements Disposable {
     for (const thread of this.#threads) thread.end();
   }
 
-  async #run(task: Task, signal: AbortSignal | undefined): Promise<(Answer | null)[]> {
-    signal?.throwIfAborted();
+  #limitOf(turn: number, lastTurn: number): Limit {
+    const limit = this.#turns[turn]!;
+    return turn === 0 && lastTurn > 0 ? (work) => this.#slow(() => limit(work)) : limit;
+  }
+
+  async #takeThread(): Promise<Thread> {
     const thread = this.#idle.pop() ?? new Thread();
     this.#threads.add(thread);
+    try {
+      await thread.ready;
+      return thread;
+    } catch (error) {
+      this.#drop(thread);
+      throw error;
+    }
+  }
+
+  async #run(thread: Thread, task: Task, signal: AbortSignal | undefined): Promise<(Answer | null)[]> {
     try {
       const answers = await thread.run(task, signal);
       this.#idle.push(thread);
       return answers;
     } catch (error) {
-      this.#threads.delete(thread);
-      thread.end();
+      this.#drop(thread);
       if (error instanceof LostError) return task.asked.map(() => null);
       throw error;
     }
   }
+
+  #drop(thread: Thread): void {
+    this.#threads.delete(thread);
+    thread.end();
+  }
+}
+
+/** Does something as soon as there is room. */
+type Limit = (work: () => Promise<void>) => Promise<void>;
+
+/** Options of {@linkcode inTurn}. */
+interface InTurnOptions {
+  /** When it is too late to begin, on the clock of `performance.now()`. */
+  readonly until: number;
+  readonly signal: AbortSignal | undefined;
+}
+
+/** Does something as soon as there is room; null where it is too late by then. */
+function inTurn<T>(limit: Limit, work: () => Promise<T>, { until, signal }: InTurnOptions): Promise<T | null> {
+  const { promise, resolve, reject } = Promise.withResolvers<T | null>();
+  let isWaiting = true;
+  const giveUp = () => {
+    if (!isWaiting) return;
+    isWaiting = false;
+    if (signal?.aborted) reject(signal.reason);
+    else resolve(null);
+  };
+  const timer = until === Infinity ? undefined : setTimeout(giveUp, until - performance.now());
+  signal?.addEventListener("abort", giveUp);
+  limit(async () => {
+    if (!isWaiting) return;
+    isWaiting = false;
+    await work().then(resolve, reject);
+  });
+  return promise.finally(() => {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", giveUp);
+  });
 }
 
 class LostError extends Error {}
@@ -88,7 +174,8 @@ type Reply = (Answer | null)[] | "ready";
 class Thread {
   readonly #worker = new Worker(new URL("./evaluator_worker.ts", import.meta.url), { type: "module" });
   #next = Promise.withResolvers<Reply>();
-  #ready: Promise<Reply> | undefined = this.#next.promise;
+  /** Resolves once it can be asked. */
+  readonly ready: Promise<unknown> = this.#next.promise;
 
   constructor() {
     this.#worker.onmessage = ({ data }: MessageEvent<Reply>) => this.#next.resolve(data);
@@ -99,8 +186,6 @@ class Thread {
   }
 
   async run(task: Task, signal: AbortSignal | undefined): Promise<(Answer | null)[]> {
-    await this.#ready;
-    this.#ready = undefined;
     signal?.throwIfAborted();
     this.#next = Promise.withResolvers();
     const { promise, reject } = this.#next;

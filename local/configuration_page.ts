@@ -47,6 +47,9 @@ A request goes through a proxy only where \`proxy\` says so; \`HTTP_PROXY\` and 
 says so when they are set. Redirects are followed as browsers do it: 303 makes a GET of every request, 301 and 302 of a
 POST. \`headers\` and \`host\` do not go to another host, and credentials not even to another port or scheme.
 
+[checks.md](checks.md) says what a check does, how its verdict comes about and what each class of error means;
+[example/features.config.ini](../example/features.config.ini) has a site for each of the keys.
+
 With \`--url\` (or \`URL\`), that one site is checked, by the flags below and \`[defaults]\`. Without, only flags with ¹ are
 taken, and variables with ², for every site of the file.
 `,

@@ -83,19 +83,70 @@ Deno.test.each<{ what: string; question: Question; text: string }>([
   assert.deepEqual(await evaluator.answer(task, { name: "slow" }), [{ holds: true, found: "c" }]);
 });
 
-Deno.test("Evaluator answers others while many whose time ran out wait for each other", async () => {
+const endless = (budgetMs: number) => ({
+  body: encode(ENDLESS_TEXT),
+  asked: [{ question: ENDLESS, text: null }],
+  budgetMs,
+});
+const QUICK = { body: encode("abc"), asked: [{ question: { pattern: /c/i }, text: null }], budgetMs: 5_000 };
+const FOUND = [{ holds: true, found: "c" }];
+
+Deno.test("Evaluator answers others while many wait whose time ran out before", async () => {
   using evaluator = new Evaluator();
-  const endless = { body: encode(ENDLESS_TEXT), asked: [{ question: ENDLESS, text: null }], budgetMs: 100 };
   const names = Array.from({ length: 8 }, (_, i) => `slow-${i}`);
-  await Promise.all(names.map((name) => evaluator.answer(endless, { name })));
-  const quick = { body: encode("abc"), asked: [{ question: { pattern: /c/i }, text: null }], budgetMs: 5_000 };
-  // Two threads are there then.
-  await Promise.all([evaluator.answer(endless, { name: "slow-0" }), evaluator.answer(quick, { name: "quick" })]);
+  await Promise.all(names.map((name) => evaluator.answer(endless(100), { name })));
   let left = names.length;
-  const slow = names.map((name) => evaluator.answer(endless, { name }).then(() => left--));
-  assert.deepEqual(await evaluator.answer(quick, { name: "quick" }), [{ holds: true, found: "c" }]);
-  assert.notEqual(left, 0, "not all of them are waited for");
+  const slow = names.map((name) => evaluator.answer(endless(3_000), { name }).then(() => left--));
+  assert.deepEqual(await evaluator.answer(QUICK, { name: "quick" }), FOUND);
+  assert.equal(left, names.length, "none of them is waited for");
   await Promise.all(slow);
+});
+
+Deno.test("Evaluator answers others while many that nobody knows never end: once they held up all for their whole time", async () => {
+  using evaluator = new Evaluator();
+  let ended = 0;
+  const slow = Array.from(
+    { length: 10 },
+    (_, i) => evaluator.answer(endless(5_000), { name: `slow-${i}` }).finally(() => ended++),
+  );
+  const quick = Array.from({ length: 10 }, (_, i) => evaluator.answer(QUICK, { name: `quick-${i}` }));
+  assert.deepEqual(await Promise.all(quick), quick.map(() => FOUND));
+  assert.equal(ended, 0, "none of them is waited for");
+  assert.deepEqual(await Promise.all(slow), slow.map(() => [null]));
+});
+
+Deno.test("Evaluator asks a name whose time ran out of another text, though others like it never end", async () => {
+  using evaluator = new Evaluator();
+  const names = Array.from({ length: 8 }, (_, i) => `slow-${i}`);
+  await Promise.all(names.map((name) => evaluator.answer(endless(100), { name })));
+  const [recovered = "", ...others] = names;
+  const slow = others.map((name) => evaluator.answer(endless(3_000), { name }));
+  assert.deepEqual(await evaluator.answer(QUICK, { name: recovered }), FOUND);
+  assert.deepEqual(await Promise.all(slow), others.map(() => [null]));
+});
+
+Deno.test("Evaluator has the answer to what takes more than a moment, again and again", async () => {
+  using evaluator = new Evaluator();
+  const question = { expression: "$sum([1..200000].($ * 2)) = 40000200000" };
+  const asked = [{ question, text: null }, { question: { pattern: /1/ }, text: null }];
+  for (let i = 0; i < 2; i++) {
+    const answers = await evaluator.answer({ body: encode("1"), asked, budgetMs: 30_000 }, { name: "site" });
+    assert.deepEqual(answers, [{ holds: true, found: true }, { holds: true, found: "1" }]);
+  }
+});
+
+Deno.test("Evaluator rejects with the reason of the signal while a question waits", async () => {
+  using evaluator = new Evaluator();
+  const controller = new AbortController();
+  const { signal } = controller;
+  const names = Array.from({ length: 8 }, (_, i) => `slow-${i}`);
+  await Promise.all(names.map((name) => evaluator.answer(endless(100), { name })));
+  const slow = names.map((name) => evaluator.answer(endless(60_000), { name, signal }));
+  await evaluator.answer(QUICK, { name: "quick" });
+  const reason = new Error("ended");
+  controller.abort(reason);
+  for (const answering of slow) await assert.rejects(answering, reason);
+  await assert.rejects(evaluator.answer(QUICK, { name: "quick", signal }), reason);
 });
 
 Deno.test("Evaluator rejects with the reason of the signal that ends it", async () => {

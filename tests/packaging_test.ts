@@ -189,11 +189,19 @@ Deno.test("git ignores executables and certificates, and not the examples", asyn
     const git = new Deno.Command("git", { args: ["check-ignore", "--quiet", "--no-index", path], cwd: REPOSITORY });
     return (await git.output()).success;
   };
-  for (const path of ["dist/producer", "example/ca.pem", "example/service.cert", "example/service.key"]) {
+  for (
+    const path of [
+      "dist/producer",
+      "example/ca.pem",
+      "example/service.cert",
+      "example/service.key",
+      "example/token.secret",
+    ]
+  ) {
     assert.ok(await check(path), path);
   }
   for await (const { name } of Deno.readDir(`${REPOSITORY}/example`)) {
-    if (name.startsWith("example.") || name.startsWith("compose.")) assert.ok(!await check(`example/${name}`), name);
+    if (/^(?:example|compose|features)\.|^order\.json$/.test(name)) assert.ok(!await check(`example/${name}`), name);
   }
 });
 
