@@ -7,6 +7,7 @@ import { answerTexts, type TextAnswers } from "./expectation.ts";
 import { throwIfOurs } from "./failure.ts";
 import type { Inspector } from "./inspector.ts";
 import type { Metric } from "./metric.ts";
+import type { Tokens } from "./token.ts";
 import { type Connection, judge } from "./verdict.ts";
 
 /** Options of {@linkcode check}. */
@@ -23,6 +24,8 @@ export interface CheckOptions {
   readonly attempt?: number;
   /** Looks at the connection when it is time to. Default: nobody does. */
   readonly inspector?: Pick<Inspector, "begin" | "known"> | null;
+  /** Gets the tokens of sites that take one. Default: nobody does. */
+  readonly tokens?: Pick<Tokens, "grant"> | null;
   /** SHA-256 in hex of the body that each site had before, by name; {@linkcode checkWithRetries} keeps it. */
   readonly bodies?: ReadonlyMap<string, string>;
   /** Does the exchange. */
@@ -48,8 +51,8 @@ const MIN_ANSWER_MS = 100;
  * Checks a site once.
  *
  * @returns The metric, as that of a final attempt; a site that is down is a result, not an error.
- * @throws A fault of ours: `Deno.errors.NotCapable` for a missing permission, a proxy that is away, or the signal's
- * reason.
+ * @throws A fault of ours: `Deno.errors.NotCapable` for a missing permission, a proxy that is away, a token that is not
+ * to be had, or the signal's reason.
  */
 export async function check(
   site: Site,
@@ -60,6 +63,7 @@ export async function check(
     evaluator,
     attempt = 1,
     inspector = null,
+    tokens = null,
     bodies,
     fetch = globalThis.fetch,
     observer,
@@ -68,30 +72,37 @@ export async function check(
   const { texts } = site.expectations;
   const timeout = AbortSignal.timeout(site.timeoutMs);
   const ended = signal === undefined ? timeout : AbortSignal.any([signal, timeout]);
-  const clock = { occurredAt: new Date(), start: performance.now() };
+  const until = performance.now() + site.timeoutMs;
+  // Within the timeout, yet no part of any time that is told of the site.
+  const grant = await tokens?.grant(site, ended) ?? null;
+  let clock = now();
   using look = inspector?.begin(site, ended) ?? null;
   const hindrance = site.limits.connectTimeoutMs === null ? null : await look?.hindrance() ?? null;
-  const exchange = hindrance === null
-    ? await exchangeOver(prepare(site, client), {
+  const send = () =>
+    exchangeOver(prepare(grant?.site ?? site, client), {
       signal: ended,
       fetch,
       start: performance.now(),
       keepBytes: texts.some(({ error }) => error !== "header")
         ? MAX_TEXT_BYTES
         : Math.max(site.excerptBytes, observer?.keepBytes ?? 0),
-    })
-    : failedExchange(hindrance);
+    });
+  let exchange = hindrance === null ? await send() : failedExchange(hindrance);
+  while (await grant?.mustRepeat(exchange)) {
+    clock = now();
+    exchange = await send();
+  }
   if (exchange.failure !== null) {
     signal?.throwIfAborted();
     throwIfOurs(exchange.failure, site.client.proxy);
+    grant?.throwIfLate(exchange.failure);
   }
   const inspection = await look?.end(exchange) ?? null;
   const { headers, body } = exchange;
-  const leftMs = site.timeoutMs - (performance.now() - clock.start);
   const answers = headers === null || texts.length === 0 ? [] : await answerTexts(texts, { headers, body }, {
     name: site.name,
     evaluator,
-    budgetMs: Math.max(MIN_ANSWER_MS, leftMs),
+    budgetMs: Math.max(MIN_ANSWER_MS, until - performance.now()),
     signal,
   });
   observer?.judging(exchange, answers);
@@ -104,6 +115,10 @@ export async function check(
     knownConnection: inspector?.known(site) ?? null,
     bodyBefore: bodies?.get(site.name) ?? null,
   });
+}
+
+function now(): { occurredAt: Date; start: number } {
+  return { occurredAt: new Date(), start: performance.now() };
 }
 
 function connectionOf({ ip, dnsMs, connectMs, tlsMs, tlsVersion, chain: [own] }: Inspection): Connection {

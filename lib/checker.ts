@@ -13,6 +13,7 @@ import { NameGate } from "./name_gate.ts";
 import { fitOpenFiles } from "./open_files.ts";
 import type { Due } from "./schedule.ts";
 import { type SlotLimits, Slots } from "./slots.ts";
+import { Tokens } from "./token.ts";
 
 /** Options of {@linkcode Checker}. */
 export interface CheckerOptions {
@@ -35,6 +36,7 @@ const MAX_LINES = 3;
 /** Checks sites when they are due, as many at a time as may be, and tells how late it is. */
 export class Checker implements Disposable {
   readonly #clients = new Clients();
+  readonly #tokens = new Tokens();
   readonly #evaluator = new Evaluator();
   readonly #bodies = new Map<string, string>();
   readonly #lateness = new Lateness();
@@ -65,6 +67,7 @@ export class Checker implements Disposable {
   resize(sites: readonly Site[], limits: SlotLimits): void {
     this.#slots.resize(fitOpenFiles(limits, { sites: sites.length, log: this.#options.log }));
     this.#clients.retain(sites.map(({ client }) => client));
+    this.#tokens.retain(sites);
     const names = new Set(sites.map(({ name }) => name));
     for (const name of this.#bodies.keys()) if (!names.has(name)) this.#bodies.delete(name);
   }
@@ -95,6 +98,7 @@ export class Checker implements Disposable {
         evaluator: this.#evaluator,
         bodies: this.#bodies,
         inspector: this.#inspector,
+        tokens: this.#tokens,
         attemptOnce: (site, options) => {
           const begin = () => {
             signal.throwIfAborted();
@@ -137,6 +141,7 @@ export class Checker implements Disposable {
     this.#faults[Symbol.dispose]();
     if (!this.#options.once) this.#report();
     this.#evaluator[Symbol.dispose]();
+    this.#tokens[Symbol.dispose]();
     this.#clients[Symbol.dispose]();
   }
 

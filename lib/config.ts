@@ -19,7 +19,7 @@ import {
 import type { SlotLimits } from "./slots.ts";
 import { pathExists } from "./text_file.ts";
 import { checkTopicName, parseTopics } from "./topic.ts";
-import { formatBytes, formatDuration, type HostPort } from "./value.ts";
+import { formatBytes, formatDuration, type HostPort, isLoopback } from "./value.ts";
 
 /** TLS towards a server; all in PEM. */
 export interface TlsSettings {
@@ -155,7 +155,6 @@ export interface ReadConfigOptions {
 }
 
 const ISO_TIME_REGEXP = /^\d{4}-\d\d-\d\dT\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)$/;
-const LOOPBACK_REGEXP = /^(?:localhost|127(?:\.\d+){3}|::1)$/i;
 /** Files that the Python program took where its configuration named none. */
 const DEFAULT_TLS_FILES = {
   ssl_cafile: "./ca.pem",
@@ -499,7 +498,7 @@ async function readPostgres(source: Source): Promise<PostgresSettings> {
   const database = source.take("postgres", "database") ?? user;
   const sslrootcert = source.take("postgres", "sslrootcert");
   const sslmode = source.take("postgres", "sslmode") ??
-    (sslrootcert !== undefined ? "verify-ca" : isLoopback(hosts) ? "disable" : "verify-full");
+    (sslrootcert !== undefined ? "verify-ca" : hosts.every(({ host }) => isLoopback(host)) ? "disable" : "verify-full");
   const minConnection = source.take("postgres", "min_connection") ?? 1;
   const maxConnection = source.take("postgres", "max_connection") ?? Math.max(2, minConnection);
   if (minConnection > maxConnection) {
@@ -530,10 +529,6 @@ async function readPostgres(source: Source): Promise<PostgresSettings> {
     if (value !== undefined) source.show("postgres", key, { value: String(value) });
   }
   return { servers, user, password, database, sslmode, ca: ca?.pem ?? null, minConnection, maxConnection };
-}
-
-function isLoopback(hosts: readonly HostPort[]): boolean {
-  return hosts.every(({ host }) => LOOPBACK_REGEXP.test(host));
 }
 
 function formatServers(hosts: readonly HostPort[]): string {

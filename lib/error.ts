@@ -5,6 +5,20 @@ export class ConfigError extends Error {
 }
 
 /**
+ * A check that could not be made since what it needs beside the site, a proxy or a token, is not to be had: that says
+ * nothing of the site. Those of a kind are told together, by their messages alone.
+ */
+export class FaultError extends Error {
+  /** Tells this class apart where `instanceof` can't. */
+  override readonly name = "FaultError" as const;
+
+  /** Of a kind. */
+  constructor(readonly kind: "proxy" | "token", message: string, options?: ErrorOptions) {
+    super(message, options);
+  }
+}
+
+/**
  * Message of anything that was thrown, with the messages of its causes behind it, on one line.
  *
  * @example

@@ -3,7 +3,7 @@ import type { Asked, Evaluator } from "./evaluator.ts";
 import { shownHeader } from "./excerpt.ts";
 import type { CheckError, Json } from "./metric.ts";
 import type { Pattern } from "./pattern.ts";
-import { formatStatusRanges, type StatusRange } from "./value.ts";
+import { formatStatusRanges, includesStatus, type StatusRange } from "./value.ts";
 
 /** What is expected of a text that came. */
 export type TextExpectation =
@@ -191,7 +191,7 @@ export function findUnmet(
     const first = describeText(texts[answers.indexOf(null)]!);
     expect("timeout", first, null, `no answer from '${shorten(first)}' within the check's ${timeoutMs} ms`);
   }
-  if (!status.some(({ from, to }) => seen.status >= from && seen.status <= to)) {
+  if (!includesStatus(status, seen.status)) {
     const expected = formatStatusRanges(status);
     expect("status", expected, seen.status, `expected status ${expected}, got ${seen.status}`);
   }

@@ -1,6 +1,6 @@
 import type { ProxySettings } from "./client.ts";
 import type { Site } from "./site.ts";
-import { errorCode, errorMessage } from "./error.ts";
+import { errorCode, errorMessage, FaultError } from "./error.ts";
 import { type CheckError, isoTime, type Phase } from "./metric.ts";
 import { countOpenable } from "./open_files.ts";
 
@@ -68,13 +68,13 @@ const FAILURES: readonly { text: RegExp; error: CheckError; phase?: Phase }[] = 
 /** Class, phase and text of a failure that is the site's. */
 export function describeFailure(
   { error, phase }: Failure,
-  { timeoutMs }: Site,
+  { timeoutMs }: Pick<Site, "timeoutMs">,
 ): { error: CheckError; phase: Phase; message: string } {
   if (error instanceof RedirectError) return { error: error.kind, phase: "first_byte", message: error.message };
   if (error instanceof LimitError || error instanceof ConnectionError) {
     return { error: error.kind, phase, message: error.message };
   }
-  if (error instanceof DOMException && error.name === "TimeoutError") {
+  if (isTimeout(error)) {
     const kind = phase === "download" ? "body_timeout" : "timeout";
     return { error: kind, phase, message: `no complete response within ${timeoutMs} ms` };
   }
@@ -85,6 +85,11 @@ export function describeFailure(
     phase: known?.phase ?? phase,
     message: message.replaceAll(NOISE_REGEXP, ""),
   };
+}
+
+/** Whether it is what a signal of `AbortSignal.timeout()` ends things with. */
+export function isTimeout(error: unknown): boolean {
+  return error instanceof DOMException && error.name === "TimeoutError";
 }
 
 /** What tells the classes apart, but says nothing to people. */
@@ -139,8 +144,7 @@ export function throwIfOurs({ error }: Failure, proxy: ProxySettings | null = nu
   }
   if (OURS_REGEXP.test(message) || OUR_CODES.includes(code ?? "")) throw error;
   if (proxy !== null && PROXY_REGEXP.test(message)) {
-    throw new Error(`Cannot reach the proxy ${proxy.url}: ${plainMessage(error).replaceAll(NOISE_REGEXP, "")}`, {
-      cause: error,
-    });
+    const reason = plainMessage(error).replaceAll(NOISE_REGEXP, "");
+    throw new FaultError("proxy", `Cannot reach the proxy ${proxy.url}: ${reason}`, { cause: error });
   }
 }

@@ -1,4 +1,4 @@
-import { errorMessage } from "./error.ts";
+import { errorMessage, FaultError } from "./error.ts";
 import type { Log } from "./log.ts";
 import { describeOutOfFiles, isOutOfFiles } from "./open_files.ts";
 
@@ -37,7 +37,13 @@ export class Faults implements Disposable {
   tell(name: string, error: unknown): void {
     const outOfFiles = isOutOfFiles(error);
     const reason = outOfFiles ? describeOutOfFiles() : errorMessage(error);
-    const kind = outOfFiles ? "open files" : error instanceof Error ? error.name : "other";
+    const kind = outOfFiles
+      ? "open files"
+      : error instanceof FaultError
+      ? error.kind
+      : error instanceof Error
+      ? error.name
+      : "other";
     const gathering = this.#kinds.get(kind);
     if (gathering !== undefined) {
       gathering.sites.add(name);

@@ -1,6 +1,6 @@
 import { type CommandLine, parseCommandLine } from "./command.ts";
 import type { CommonConfig } from "./config.ts";
-import { ConfigError } from "./error.ts";
+import { ConfigError, FaultError } from "./error.ts";
 import { GroupBusyError } from "./subscriber.ts";
 import { type Log, openLog, print, printError } from "./log.ts";
 import { afterAbort, whenAborted } from "./schedule.ts";
@@ -65,7 +65,7 @@ export async function runProgram<Config extends CommonConfig>(
     }
   } catch (error) {
     if (error instanceof Deno.errors.BrokenPipe) return 0;
-    const known = error instanceof ConfigError || error instanceof GroupBusyError ||
+    const known = error instanceof ConfigError || error instanceof FaultError || error instanceof GroupBusyError ||
       error instanceof Deno.errors.NotCapable;
     printError(`${program}: ${known ? error.message : `Unexpected failure: ${describe(error)}`}`);
     return error instanceof ConfigError || error instanceof Deno.errors.NotCapable ? 2 : 1;

@@ -20,6 +20,7 @@ import {
   pattern,
   proxyUrl,
   retention,
+  scopes,
   servers,
   statusRanges,
   text,
@@ -97,6 +98,9 @@ export const METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTION
 
 /** Whether HTTP/2 is spoken: where the server offers it, never, or without asking. */
 export const HTTP2_MODES = ["auto", "off", "only"] as const;
+
+/** Ways to send id and secret to where a token is got (RFC 6749, 2.3.1). */
+export const OAUTH_AUTHS = ["basic", "post"] as const;
 
 /** Versions of IP that a site is reached over. */
 export const IP_VERSIONS = ["any", "4", "6"] as const;
@@ -458,6 +462,67 @@ export const SETTINGS = {
       placeholder: "file",
       meaning: "file with it; a line end behind it does not count",
       fallback: "none",
+    }),
+    oauth_token_url: setting({
+      ...SITE,
+      parse: httpUrl(),
+      flag: "oauth-token-url",
+      placeholder: "url",
+      meaning: "where a token is got by OAuth 2.0; the other keys of oauth_ in [defaults] count for nothing without it",
+      fallback: "none",
+      secret: "credentials",
+    }),
+    oauth_client_id: setting({
+      ...SITE,
+      parse: text(),
+      flag: "oauth-client-id",
+      placeholder: "id",
+      meaning: "who asks for the token",
+      fallback: "none",
+      references: true,
+    }),
+    oauth_client_secret: setting({
+      ...SITE,
+      parse: text(),
+      flag: "oauth-client-secret",
+      placeholder: "secret",
+      meaning: "its secret",
+      fallback: "none",
+      secret: "value",
+      references: true,
+    }),
+    oauth_client_secret_file: setting({
+      ...SITE,
+      parse: text(),
+      flag: "oauth-client-secret-file",
+      placeholder: "file",
+      meaning: "file with it; a line end behind it does not count",
+      fallback: "none",
+    }),
+    oauth_scope: setting({
+      ...SITE,
+      parse: scopes(),
+      flag: "oauth-scope",
+      placeholder: "scopes",
+      meaning: "what the token is for, where the server asks for that",
+      fallback: "none",
+    }),
+    oauth_parameters: list({
+      ...SITE,
+      parse: pair("="),
+      flag: "oauth-parameter",
+      placeholder: "name=value",
+      meaning: "what else the server wants to be told: audience = https://api.example.com/",
+      fallback: "none",
+      references: true,
+    }),
+    oauth_auth: fixed({
+      ...SITE,
+      parse: choice(OAUTH_AUTHS),
+      flag: "oauth-auth",
+      placeholder: "way",
+      meaning: "how id and secret are sent: basic (in the header authorization) or post (in the body)",
+      fallback: "basic",
     }),
     tls_ca: setting({
       ...SITE,

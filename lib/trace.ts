@@ -18,6 +18,7 @@ import { isWithin } from "./maintenance.ts";
 import type { CheckError, Metric } from "./metric.ts";
 import { type Reviewed, reviewExpectations } from "./review.ts";
 import type { Site } from "./site.ts";
+import { Tokens } from "./token.ts";
 import { round } from "./verdict.ts";
 
 /** One check, step by step: what `--trace --json` prints. Times begin at the start of the check; secrets are hidden. */
@@ -166,12 +167,14 @@ const MIN_SECRET_LENGTH = 6;
 export async function traceSite(site: Site, options: TraceSiteOptions = {}): Promise<Trace> {
   using clients = new Clients();
   using evaluator = new Evaluator();
+  using tokens = new Tokens();
   const client = clients.get(site.client);
   using tracer = new Tracer(site, options);
   const metric = await check({ ...site, inspectIntervalMs: 0 }, {
     scheduledAt: new Date(),
     client,
     evaluator,
+    tokens,
     inspector: new Inspector({
       inspect: (url, options) => tracer.inspect(url, options),
       onFault: (_, error) => tracer.tellFault(site.url, error),
@@ -194,6 +197,8 @@ class Tracer implements CheckObserver, Disposable {
   /** Looks by origin, each to be shown with the first request there. */
   readonly #looks = new Map<string, Promise<TracedConnection | null>>();
   readonly #notes: string[] = [];
+  /** What was sent to be let in, a token among it. */
+  readonly #authorizations: Set<string>;
   readonly #ended = new AbortController();
   readonly #signal: AbortSignal;
   #lookOptions: InspectConnectionOptions | undefined;
@@ -204,6 +209,7 @@ class Tracer implements CheckObserver, Disposable {
     { signal, inspect = inspectConnection, fetch = globalThis.fetch }: TraceSiteOptions,
   ) {
     this.#site = site;
+    this.#authorizations = new Set(site.request.authorization === null ? [] : [site.request.authorization]);
     this.#inspect = inspect;
     this.#fetch = fetch;
     this.#signal = signal === undefined ? this.#ended.signal : AbortSignal.any([signal, this.#ended.signal]);
@@ -222,9 +228,12 @@ class Tracer implements CheckObserver, Disposable {
   /** Sends a request of the check, and looks at the connection beside it where it leads to another host. */
   async fetch(target: URL | Request | string, init?: RequestInit): Promise<Response> {
     const url = String(target);
+    const headers = new Headers(init?.headers);
+    const authorization = headers.get("authorization");
+    if (authorization !== null) this.#authorizations.add(authorization);
     const hop = this.#begin(url, {
       method: init?.method ?? "GET",
-      headers: tracedHeaders(new Headers(init?.headers), this.#site.request.secretHeaders),
+      headers: tracedHeaders(headers, this.#site.request.secretHeaders),
       body_bytes: init?.body instanceof Uint8Array ? init.body.length : null,
     });
     this.#lookBeside(url);
@@ -273,7 +282,7 @@ class Tracer implements CheckObserver, Disposable {
     const { exchange, answers } = this.#basis!;
     const last = this.#hops.at(-1)!;
     if (["dns", "connect", "tls"].includes(metric.failed_phase ?? "")) last.request = null;
-    const secrets = secretsOf(this.#site);
+    const secrets = secretsOf(this.#site, this.#authorizations);
     if (last.response !== null && exchange.body !== null && metric.verdict !== "up") {
       const bodyStart = hideAll(beginningOf(exchange.body), secrets).slice(0, BODY_LENGTH).toWellFormed();
       last.response = { ...last.response, body_start: bodyStart };
@@ -387,13 +396,12 @@ function rounded<T extends object>(value: T): T {
 }
 
 /** What the settings of a site have that nobody may see, as it is and as a site may quote it. */
-function secretsOf({ request, client }: Site): string[] {
-  const { authorization, headers, secretHeaders, body } = request;
-  const credentials = withoutScheme(authorization ?? "");
-  const basic = /^basic /i.test(authorization ?? "") ? Buffer.from(credentials, "base64").toString() : "";
+function secretsOf({ request, client }: Site, authorizations: Iterable<string>): string[] {
+  const { headers, secretHeaders, body, oauth } = request;
   const { username = "", password = "" } = client.proxy?.basicAuth ?? {};
   const secrets = [
-    ...[credentials, basic, basic.slice(basic.indexOf(":") + 1)],
+    ...[...authorizations].flatMap(credentialsOf),
+    oauth?.clientSecret ?? "",
     ...[`${username}:${password}`, password],
     ...Object.entries(headers).flatMap(([name, value]) =>
       isSecretHeader(name) || secretHeaders.includes(name) ? [value, withoutScheme(value)] : []
@@ -408,6 +416,14 @@ function secretsOf({ request, client }: Site): string[] {
   ]);
   // The longest first: one may be a part of another.
   return [...new Set(quoted)].sort((a, b) => b.length - a.length);
+}
+
+/** What stands in the header `authorization`; with basic authentication also in plain text, and the password. */
+function credentialsOf(authorization: string): string[] {
+  const credentials = withoutScheme(authorization);
+  if (!/^basic /i.test(authorization)) return [credentials];
+  const basic = Buffer.from(credentials, "base64").toString();
+  return [credentials, basic, basic.slice(basic.indexOf(":") + 1)];
 }
 
 function withoutScheme(value: string): string {

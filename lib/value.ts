@@ -34,6 +34,9 @@ const HEADER_NAME_REGEXP = /^[!#$%&'*+.^_`|~\w-]+$/;
 const HEADER_VALUE_REGEXP = /^[\t\x20-\x7e\x80-\xff]*$/;
 /** RFC 6750, 2.1 "b64token". */
 const TOKEN_REGEXP = /^[\w.~+/-]+=*$/;
+/** RFC 6749, 3.3 "scope-token". */
+const SCOPE_REGEXP = /^[\x21\x23-\x5b\x5d-\x7e]+$/;
+const LOOPBACK_REGEXP = /^(?:localhost|127(?:\.\d+){3}|\[?::1\]?)$/i;
 const PROXY_PROTOCOLS = ["http:", "https:", "socks5:"];
 /** As Python's configparser has them. */
 const YES = ["yes", "true", "on", "1"];
@@ -251,6 +254,17 @@ export function token(): ParseValue<string> {
   });
 }
 
+/** Parser of scopes of OAuth 2.0, separated by white space. Value: with one space between them. */
+export function scopes(): ParseValue<string> {
+  return parser("scopes by spaces", (value) => {
+    const scopes = value.trim().split(/\s+/);
+    if (!scopes.every((scope) => SCOPE_REGEXP.test(scope))) {
+      throw new SyntaxError("expected scopes separated by spaces, without quotes, \\ and letters beyond ASCII");
+    }
+    return scopes.join(" ");
+  });
+}
+
 /** Parser of a proxy's address; user and password stay in it. */
 export function proxyUrl(): ParseValue<URL> {
   const expected = "expected http://, https:// or socks5:// with a host and a port alone, such as http://proxy:3128";
@@ -323,6 +337,11 @@ export function statusRanges(): ParseValue<readonly StatusRange[]> {
 /** Statuses as a setting takes them: `200-299,401`. */
 export function formatStatusRanges(ranges: readonly StatusRange[]): string {
   return ranges.map(({ from, to }) => from === to ? from : `${from}-${to}`).join(",");
+}
+
+/** Whether a status is among some. */
+export function includesStatus(ranges: readonly StatusRange[], status: number): boolean {
+  return ranges.some(({ from, to }) => status >= from && status <= to);
 }
 
 /** Parser of a JSONata expression. Value: its text. */
@@ -399,6 +418,11 @@ export function servers(): ParseValue<string[]> {
         return `${match["host"]}:${port}`;
       }),
   );
+}
+
+/** Whether a host, of a URL or by itself, is this machine. */
+export function isLoopback(host: string): boolean {
+  return LOOPBACK_REGEXP.test(host);
 }
 
 /** Parser from its parts. */

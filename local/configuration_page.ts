@@ -47,6 +47,25 @@ A request goes through a proxy only where \`proxy\` says so; \`HTTP_PROXY\` and 
 says so when they are set. Redirects are followed as browsers do it: 303 makes a GET of every request, 301 and 302 of a
 POST. \`headers\` and \`host\` do not go to another host, and credentials not even to another port or scheme.
 
+With \`oauth_token_url\`, a token is got by OAuth 2.0 (client credentials grant, RFC 6749) and sent as bearer
+authentication. It is kept in memory, and shared by all sites with the same settings. It is renewed a while before it
+expires (without \`expires_in\`, after an hour), and where the site answers 401 that is not in \`expected_status\`: then the
+request is sent once more, unless a new token was no better within the last five minutes. The time for a token is in no
+time that is told of the site, yet within its \`timeout\`. The server of tokens is reached as the site is: \`tls_ca\`,
+\`tls_cert\`, \`proxy\`, \`ip_version\`. Where no token is to be had, that says nothing of the site: the log says why, and
+nothing is published. A site takes back what \`[defaults]\` says of tokens by \`oauth_token_url =\`.
+
+\`\`\`ini
+[website_api]
+url = https://api.example.com/health
+oauth_token_url = https://login.example.com/oauth/token
+oauth_client_id = site_checker
+oauth_client_secret = \${SITE_CHECKER_API_SECRET}
+oauth_scope = health:read
+oauth_parameters =
+  audience = https://api.example.com/
+\`\`\`
+
 [checks.md](checks.md) says what a check does, how its verdict comes about and what each class of error means;
 [example/features.config.ini](../example/features.config.ini) has a site for each of the keys.
 

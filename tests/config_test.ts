@@ -281,6 +281,37 @@ const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
     "Cannot read bearer_token_file of website 'apache' (FILE:3) 'text.pem': expected letters, digits and -._~+/ with = at the end at most",
   "bearer_file_empty.ini":
     "Cannot read bearer_token_file of website 'apache' (FILE:3) 'empty.txt': expected a text that is not empty",
+  "oauth_url_none.ini":
+    "Cannot use oauth_scope of website 'apache' (FILE:3): expected oauth_token_url beside it, got none",
+  "oauth_id_none.ini":
+    "Cannot use oauth_token_url of website 'apache' (FILE:3): expected oauth_client_id beside it, got none",
+  "oauth_secret_none.ini":
+    "Cannot use oauth_token_url of [defaults] (FILE:2): expected oauth_client_secret or its file beside it, got none",
+  "oauth_secret_both.ini":
+    "Cannot use oauth_client_secret of website 'apache' (FILE:5): expected one of it and oauth_client_secret_file of website 'apache' (FILE:6), got both",
+  "oauth_secret_empty.ini":
+    "Cannot read oauth_client_secret_file of website 'apache' (FILE:5) 'empty.txt': expected a text that is not empty",
+  "oauth_url_ftp.ini":
+    "Cannot read oauth_token_url of website 'apache' (FILE:3): expected a URL that begins with http:// or https://, got 'ftp://********@login.example.com/token'",
+  "oauth_url_password.ini":
+    "Cannot use oauth_token_url of website 'apache' (FILE:3): expected oauth_client_id and oauth_client_secret for user and password in it",
+  "oauth_bearer.ini":
+    "Cannot use oauth_token_url of [defaults] (FILE:2): expected one of it and bearer_token of website 'apache' (FILE:8), got both",
+  "oauth_basic.ini":
+    "Cannot use oauth_token_url of website 'apache' (FILE:4): expected one of it and basic_user of website 'apache' (FILE:3), got both",
+  "oauth_header.ini":
+    "Cannot use headers of website 'apache' (FILE:6): expected no header authorization beside oauth_token_url",
+  "oauth_url_user.ini":
+    "Cannot use oauth_token_url of website 'apache' (FILE:3): expected no user and password in the url beside it, got some",
+  "oauth_scope.ini":
+    `Cannot read oauth_scope of website 'apache' (FILE:6): expected scopes separated by spaces, without quotes, \\ and letters beyond ASCII, got '"read write"'`,
+  "oauth_parameters.ini":
+    "Cannot read oauth_parameters of website 'apache' (FILE:8): expected key = value, got 'resource'",
+  "oauth_parameters_scope.ini":
+    "Cannot use oauth_parameters of website 'apache' (FILE:6): expected oauth_scope for the parameter scope",
+  "oauth_parameters_grant.ini":
+    "Cannot use oauth_parameters of website 'apache' (FILE:6): expected parameters beside grant_type = client_credentials, got grant_type",
+  "oauth_auth.ini": "Cannot read oauth_auth of website 'apache' (FILE:6): expected one of basic, post, got 'header'",
   "reference_secret.ini":
     "Cannot read bearer_token of website 'apache' (FILE:3): expected ${SITE_CHECKER_…}, a variable of the environment, or $${ for ${ itself",
   "reference_unset.ini":
@@ -439,6 +470,35 @@ for (
     });
   });
 }
+
+Deno.test("a site takes back the token of [defaults] by an empty oauth_token_url, and warns of http://", async () => {
+  const file = `[defaults]
+oauth_token_url = http://login.example.com/token
+oauth_client_id = me
+oauth_client_secret = hunter2
+
+[website_a]
+url = https://a/
+
+[website_b]
+url = https://b/
+oauth_token_url =
+bearer_token = other
+
+[website_c]
+url = https://c/
+oauth_token_url = http://[::1]:8080/token
+`;
+  const { sites, warnings } = await producer({ file });
+  assert.deepEqual(sites.map(({ request: { authorization, oauth } }) => [authorization, oauth?.tokenUrl]), [
+    [null, "http://login.example.com/token"],
+    ["Bearer other", undefined],
+    [null, "http://[::1]:8080/token"],
+  ]);
+  assert.deepEqual(warnings.map((warning) => warning.replace(/\(\S*config\.ini/, "(FILE")), [
+    "oauth_token_url of [defaults] (FILE:2) is http://: the secret and the token can be read on their way",
+  ]);
+});
 
 Deno.test("each file of tests/invalid has a message here", async () => {
   const files = (await Array.fromAsync(Deno.readDir(`${REPOSITORY}/tests/invalid`))).map(({ name }) => name);

@@ -15,6 +15,7 @@ const CONFIG = "example/features.config.ini";
 const PASSWORD = "hunter2";
 const TOKEN = "hunter3";
 const BASIC = `Basic ${new TextEncoder().encode(`monitor:${PASSWORD}`).toBase64()}`;
+const CLIENT = `Basic ${new TextEncoder().encode(`site_checker:${TOKEN}`).toBase64()}`;
 const PAGE = { "content-type": "text/html; charset=utf-8", "cache-control": "no-store", server: "nginx" };
 
 /** The sites of the example: each answers well where it is asked as it should be. */
@@ -31,6 +32,13 @@ const PAGES: Readonly<Record<string, (request: IncomingMessage, body: string) =>
     return isKnown ? [200, {}, `${method} ${host} ${body}`] : [400];
   },
   "/private": ({ headers }) => [headers.authorization === BASIC ? 200 : 401],
+  "/token": ({ headers }, body) => {
+    const form = new URLSearchParams(body);
+    const isKnown = headers.authorization === CLIENT && form.get("scope") === "health:read" ||
+      form.get("client_secret") === TOKEN && form.get("audience") === "https://api.example.com/";
+    const token = { access_token: TOKEN, token_type: "Bearer", expires_in: 3_600 };
+    return isKnown ? [200, { "content-type": "application/json" }, JSON.stringify(token)] : [401];
+  },
   "/api": ({ headers }) => [headers.authorization === `Bearer ${TOKEN}` ? 200 : 401],
   "/client": ({ socket }) => {
     const { subject } = (socket as unknown as { getPeerCertificate(): { subject?: { CN?: string } } })

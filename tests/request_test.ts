@@ -305,7 +305,10 @@ Deno.test("a proxy that is away, or does not let us in, says nothing of the site
       return true;
     });
   }
-  await assert.rejects(checkUrl(site.url, "--proxy=http://nowhere.invalid:3128"), /^Error: Cannot reach the proxy/);
+  await assert.rejects(
+    checkUrl(site.url, "--proxy=http://nowhere.invalid:3128"),
+    /^FaultError: Cannot reach the proxy/,
+  );
   // A server that refuses to be a proxy: node's own answers CONNECT by closing.
   assert.equal((await checkUrl(`https://127.0.0.1:${port}/`, `--proxy=${strict.url}`)).verdict, "down");
   await using asking = await serveAsking();

@@ -294,8 +294,11 @@ Deno.test("traceSite() rejects with the reason of the signal, and with a fault o
 
 // Secrets
 
-/** Answers with all that it was sent, twice: in headers and in the body. */
+/** Answers with all that it was sent, twice: in headers and in the body; gives a token, too. */
 async function echo(request: Request): Promise<Response> {
+  if (request.url.endsWith("/token")) {
+    return Response.json({ access_token: "canary-token", token_type: "bearer", scope: "canary-scope" });
+  }
   const sent = [...request.headers].map(([, value]) => value);
   const body = await request.text();
   return new Response([...sent, body, JSON.stringify({ sent, body }), encodeURIComponent(body)].join("\n"), {
@@ -316,6 +319,14 @@ const SECRETS: readonly { what: string; lines: readonly string[] | ((port: numbe
   { what: "a variable in a header", lines: ["headers = x-plain: a ${SITE_CHECKER_CANARY} b"] },
   { what: "the body", lines: ["method = POST", 'body = {"password": "canary-body"}'] },
   { what: "a variable in the body", lines: ["method = POST", "body = p=${SITE_CHECKER_CANARY}"] },
+  {
+    what: "a token",
+    lines: (port) => [
+      `oauth_token_url = http://127.0.0.1:${port}/token`,
+      "oauth_client_id = me",
+      "oauth_client_secret = canary-client",
+    ],
+  },
   { what: "an expected header", lines: ["expected_header = set-cookie: x", "  x-api-key: x", "excerpt = 1kB"] },
   { what: "an answer with excerpt", lines: ["bearer_token = canary-bearer", "max_redirects = 0"] },
   { what: "a proxy", lines: (port) => [`proxy = http://me:canary-proxy@127.0.0.1:${port}`] },
