@@ -194,6 +194,8 @@ class Tracer implements CheckObserver, Disposable {
   /** Looks by origin, each to be shown with the first request there. */
   readonly #looks = new Map<string, Promise<TracedConnection | null>>();
   readonly #notes: string[] = [];
+  /** Values of headers that were sent and may not be shown. */
+  readonly #secrets = new Set<string>();
   readonly #ended = new AbortController();
   readonly #signal: AbortSignal;
   #lookOptions: InspectConnectionOptions | undefined;
@@ -224,7 +226,7 @@ class Tracer implements CheckObserver, Disposable {
     const url = String(target);
     const hop = this.#begin(url, {
       method: init?.method ?? "GET",
-      headers: tracedHeaders(new Headers(init?.headers), this.#site.request.secretHeaders),
+      headers: this.#sentHeaders(new Headers(init?.headers)),
       body_bytes: init?.body instanceof Uint8Array ? init.body.length : null,
     });
     this.#lookBeside(url);
@@ -272,8 +274,8 @@ class Tracer implements CheckObserver, Disposable {
     clearTimeout(grace);
     const { exchange, answers } = this.#basis!;
     const last = this.#hops.at(-1)!;
-    if (["dns", "connect", "tls"].includes(metric.failed_phase ?? "")) last.request = null;
-    const secrets = secretsOf(this.#site);
+    if (last.response === null && ["dns", "connect", "tls"].includes(metric.failed_phase ?? "")) last.request = null;
+    const secrets = secretsOf(this.#site, this.#secrets);
     if (last.response !== null && exchange.body !== null && metric.verdict !== "up") {
       const bodyStart = hideAll(beginningOf(exchange.body), secrets).slice(0, BODY_LENGTH).toWellFormed();
       last.response = { ...last.response, body_start: bodyStart };
@@ -315,6 +317,13 @@ class Tracer implements CheckObserver, Disposable {
     };
     this.#hops.push(hop);
     return hop;
+  }
+
+  #sentHeaders(headers: Headers): TracedHeader[] {
+    const { secretHeaders } = this.#site.request;
+    const isSecret = (name: string) => isSecretHeader(name) || secretHeaders.includes(name);
+    for (const [name, value] of headers) if (isSecret(name)) this.#secrets.add(value);
+    return [...headers].map(([name, value]) => ({ name, value: isSecret(name) ? HIDDEN : shownHeader(name, value) }));
   }
 
   /** Looks at the connection to an origin that was not looked at yet. */
@@ -362,11 +371,8 @@ class Tracer implements CheckObserver, Disposable {
   }
 }
 
-function tracedHeaders(headers: Headers, secret: readonly string[] = []): TracedHeader[] {
-  return [...headers].map(([name, value]) => ({
-    name,
-    value: secret.includes(name) ? HIDDEN : shownHeader(name, value),
-  }));
+function tracedHeaders(headers: Headers): TracedHeader[] {
+  return [...headers].map(([name, value]) => ({ name, value: shownHeader(name, value) }));
 }
 
 function beginningOf({ kept, contentType }: NonNullable<Exchange["body"]>): string {
@@ -386,19 +392,13 @@ function rounded<T extends object>(value: T): T {
   ) as T;
 }
 
-/** What the settings of a site have that nobody may see, as it is and as a site may quote it. */
-function secretsOf({ request, client }: Site): string[] {
-  const { authorization, headers, secretHeaders, body } = request;
-  const credentials = withoutScheme(authorization ?? "");
-  const basic = /^basic /i.test(authorization ?? "") ? Buffer.from(credentials, "base64").toString() : "";
+/** What nobody may see of what was sent and of the settings, as it is and as a site may quote it. */
+function secretsOf({ request, client }: Site, sent: Iterable<string>): string[] {
   const { username = "", password = "" } = client.proxy?.basicAuth ?? {};
   const secrets = [
-    ...[credentials, basic, basic.slice(basic.indexOf(":") + 1)],
+    ...[...sent].flatMap((value) => [value, withoutScheme(value), ...credentialsOf(value)]),
     ...[`${username}:${password}`, password],
-    ...Object.entries(headers).flatMap(([name, value]) =>
-      isSecretHeader(name) || secretHeaders.includes(name) ? [value, withoutScheme(value)] : []
-    ),
-    body === null ? "" : new TextDecoder().decode(body),
+    request.body === null ? "" : new TextDecoder().decode(request.body),
   ].filter(({ length }) => length >= MIN_SECRET_LENGTH);
   const quoted = secrets.flatMap((secret) => [
     secret,
@@ -408,6 +408,13 @@ function secretsOf({ request, client }: Site): string[] {
   ]);
   // The longest first: one may be a part of another.
   return [...new Set(quoted)].sort((a, b) => b.length - a.length);
+}
+
+/** User with password, and password, of basic authentication. */
+function credentialsOf(value: string): string[] {
+  if (!/^basic /i.test(value)) return [];
+  const credentials = Buffer.from(withoutScheme(value), "base64").toString();
+  return [credentials, credentials.slice(credentials.indexOf(":") + 1)];
 }
 
 function withoutScheme(value: string): string {
