@@ -197,8 +197,8 @@ class Tracer implements CheckObserver, Disposable {
   /** Looks by origin, each to be shown with the first request there. */
   readonly #looks = new Map<string, Promise<TracedConnection | null>>();
   readonly #notes: string[] = [];
-  /** What was sent to be let in, a token among it. */
-  readonly #authorizations: Set<string>;
+  /** Values of headers that were sent and may not be shown. */
+  readonly #secrets = new Set<string>();
   readonly #ended = new AbortController();
   readonly #signal: AbortSignal;
   #lookOptions: InspectConnectionOptions | undefined;
@@ -209,7 +209,6 @@ class Tracer implements CheckObserver, Disposable {
     { signal, inspect = inspectConnection, fetch = globalThis.fetch }: TraceSiteOptions,
   ) {
     this.#site = site;
-    this.#authorizations = new Set(site.request.authorization === null ? [] : [site.request.authorization]);
     this.#inspect = inspect;
     this.#fetch = fetch;
     this.#signal = signal === undefined ? this.#ended.signal : AbortSignal.any([signal, this.#ended.signal]);
@@ -228,12 +227,9 @@ class Tracer implements CheckObserver, Disposable {
   /** Sends a request of the check, and looks at the connection beside it where it leads to another host. */
   async fetch(target: URL | Request | string, init?: RequestInit): Promise<Response> {
     const url = String(target);
-    const headers = new Headers(init?.headers);
-    const authorization = headers.get("authorization");
-    if (authorization !== null) this.#authorizations.add(authorization);
     const hop = this.#begin(url, {
       method: init?.method ?? "GET",
-      headers: tracedHeaders(headers, this.#site.request.secretHeaders),
+      headers: this.#sentHeaders(new Headers(init?.headers)),
       body_bytes: init?.body instanceof Uint8Array ? init.body.length : null,
     });
     this.#lookBeside(url);
@@ -281,8 +277,8 @@ class Tracer implements CheckObserver, Disposable {
     clearTimeout(grace);
     const { exchange, answers } = this.#basis!;
     const last = this.#hops.at(-1)!;
-    if (["dns", "connect", "tls"].includes(metric.failed_phase ?? "")) last.request = null;
-    const secrets = secretsOf(this.#site, this.#authorizations);
+    if (last.response === null && ["dns", "connect", "tls"].includes(metric.failed_phase ?? "")) last.request = null;
+    const secrets = secretsOf(this.#site, this.#secrets);
     if (last.response !== null && exchange.body !== null && metric.verdict !== "up") {
       const bodyStart = hideAll(beginningOf(exchange.body), secrets).slice(0, BODY_LENGTH).toWellFormed();
       last.response = { ...last.response, body_start: bodyStart };
@@ -324,6 +320,13 @@ class Tracer implements CheckObserver, Disposable {
     };
     this.#hops.push(hop);
     return hop;
+  }
+
+  #sentHeaders(headers: Headers): TracedHeader[] {
+    const { secretHeaders } = this.#site.request;
+    const isSecret = (name: string) => isSecretHeader(name) || secretHeaders.includes(name);
+    for (const [name, value] of headers) if (isSecret(name)) this.#secrets.add(value);
+    return [...headers].map(([name, value]) => ({ name, value: isSecret(name) ? HIDDEN : shownHeader(name, value) }));
   }
 
   /** Looks at the connection to an origin that was not looked at yet. */
@@ -371,11 +374,8 @@ class Tracer implements CheckObserver, Disposable {
   }
 }
 
-function tracedHeaders(headers: Headers, secret: readonly string[] = []): TracedHeader[] {
-  return [...headers].map(([name, value]) => ({
-    name,
-    value: secret.includes(name) ? HIDDEN : shownHeader(name, value),
-  }));
+function tracedHeaders(headers: Headers): TracedHeader[] {
+  return [...headers].map(([name, value]) => ({ name, value: shownHeader(name, value) }));
 }
 
 function beginningOf({ kept, contentType }: NonNullable<Exchange["body"]>): string {
@@ -395,18 +395,14 @@ function rounded<T extends object>(value: T): T {
   ) as T;
 }
 
-/** What the settings of a site have that nobody may see, as it is and as a site may quote it. */
-function secretsOf({ request, client }: Site, authorizations: Iterable<string>): string[] {
-  const { headers, secretHeaders, body, oauth } = request;
+/** What nobody may see of what was sent and of the settings, as it is and as a site may quote it. */
+function secretsOf({ request, client }: Site, sent: Iterable<string>): string[] {
   const { username = "", password = "" } = client.proxy?.basicAuth ?? {};
   const secrets = [
-    ...[...authorizations].flatMap(credentialsOf),
-    oauth?.clientSecret ?? "",
+    ...[...sent].flatMap((value) => [value, withoutScheme(value), ...credentialsOf(value)]),
     ...[`${username}:${password}`, password],
-    ...Object.entries(headers).flatMap(([name, value]) =>
-      isSecretHeader(name) || secretHeaders.includes(name) ? [value, withoutScheme(value)] : []
-    ),
-    body === null ? "" : new TextDecoder().decode(body),
+    request.oauth?.clientSecret ?? "",
+    request.body === null ? "" : new TextDecoder().decode(request.body),
   ].filter(({ length }) => length >= MIN_SECRET_LENGTH);
   const quoted = secrets.flatMap((secret) => [
     secret,
@@ -418,12 +414,11 @@ function secretsOf({ request, client }: Site, authorizations: Iterable<string>):
   return [...new Set(quoted)].sort((a, b) => b.length - a.length);
 }
 
-/** What stands in the header `authorization`; with basic authentication also in plain text, and the password. */
-function credentialsOf(authorization: string): string[] {
-  const credentials = withoutScheme(authorization);
-  if (!/^basic /i.test(authorization)) return [credentials];
-  const basic = Buffer.from(credentials, "base64").toString();
-  return [credentials, basic, basic.slice(basic.indexOf(":") + 1)];
+/** User with password, and password, of basic authentication. */
+function credentialsOf(value: string): string[] {
+  if (!/^basic /i.test(value)) return [];
+  const credentials = Buffer.from(withoutScheme(value), "base64").toString();
+  return [credentials, credentials.slice(credentials.indexOf(":") + 1)];
 }
 
 function withoutScheme(value: string): string {

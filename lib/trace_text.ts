@@ -58,7 +58,9 @@ export function formatTrace(trace: Trace, style: PageStyle = PLAIN_STYLE): strin
   page.verdict(metric);
   for (const note of notes) page.line(page.paint("yellow", `Note: ${printable(note)}`));
   page.timeline(hops, metric);
-  for (const [index, hop] of hops.entries()) page.hop(hop, { number: index + 1, metric });
+  for (const [index, hop] of hops.entries()) {
+    page.hop(hop, { number: index + 1, isLast: index === hops.length - 1, metric });
+  }
   page.heading("Expected");
   for (const reviewed of expectations) page.expectation(reviewed);
   page.heading("Metric");
@@ -147,7 +149,7 @@ class Page {
 
   hop(
     { url, request, connection, response, first_byte_ms }: TracedHop,
-    { number, metric }: { number: number; metric: Metric },
+    { number, isLast, metric }: { number: number; isLast: boolean; metric: Metric },
   ): void {
     this.heading(printable(`${number}  ${request?.method ?? metric.method} ${url}`));
     if (connection !== null) this.#connection(connection, metric.occurred_at);
@@ -166,7 +168,7 @@ class Page {
     const status = printable(`${response.status_code} ${response.status_text}`);
     this.#sent("<", `${this.paint(color, status)}, after ${formatMs(first_byte_ms ?? 0)}`, { isPrintable: true });
     this.#headers("<", response.headers);
-    if (number <= metric.redirects!) return;
+    if (!isLast) return;
     if (metric.body_bytes !== null) this.#detail("body", `${metric.body_bytes} bytes`);
     if (metric.failed_phase !== null && metric.failed_phase !== "expectation") {
       this.#detail("failure", this.paint("red", this.#cut(`${metric.error}: ${metric.error_message}`)));
