@@ -1,5 +1,6 @@
 /**
- * Sites that misbehave, and a process that serves them: `producer_test` would be late itself, were they in its own.
+ * The sites of tests/misbehaviour_test.ts, and the process that serves them: were they in the test's own, what they send
+ * would keep the good one among them from answering in time.
  *
  * @module
  */
