@@ -1,3 +1,4 @@
+import { isIP } from "node:net";
 import { unescape } from "node:querystring";
 import { type CertificateFile, keyFits, readCertificateFile, readKeyFile } from "./certificate_file.ts";
 import type { HTTP2_MODES, IP_VERSIONS } from "./setting.ts";
@@ -50,7 +51,7 @@ const LOCAL_ADDRESSES = { any: undefined, 4: "0.0.0.0", 6: "::" } as const;
  *
  * @throws {ConfigError} for a value or a file that can't be read, and for settings that contradict each other.
  */
-export async function readClientSettings(site: SiteSource): Promise<ClientSettings> {
+export async function readClientSettings(site: SiteSource, { protocol, hostname }: URL): Promise<ClientSettings> {
   const ca = await readCertificate(site, "tls_ca");
   const cert = await readCertificate(site, "tls_cert");
   const keyPath = site.take("tls_key");
@@ -71,11 +72,19 @@ export async function readClientSettings(site: SiteSource): Promise<ClientSettin
   if (proxy !== undefined && ipVersion !== "any") {
     throw site.refuse("ip_version", "expected no proxy beside it: that connects to the site as it likes");
   }
+  const own = isIP(hostname.replace(/^\[|\]$/g, ""));
+  if (own !== 0 && ipVersion !== "any" && ipVersion !== String(own)) {
+    site.warn(`${site.label("ip_version")} is ${ipVersion}, over which the address in the url can't be reached`);
+  }
+  const http2 = site.take("http2");
+  if (http2 === "only" && protocol === "http:" && proxy !== undefined && proxy.protocol !== "socks5:") {
+    site.warn(`${site.label("http2")} is asked of the proxy, too, which few speak: the address is http://`);
+  }
   return {
     ca: ca?.pem ?? null,
     identity: cert === undefined || key === undefined ? null : { cert: cert.pem, key: key.pem },
     proxy: proxy === undefined ? null : splitProxy(proxy),
-    http2: site.take("http2"),
+    http2,
     ipVersion,
     reuseConnection: site.take("reuse_connection"),
   };

@@ -138,8 +138,12 @@ function checkArguments(command: Command, args: readonly string[]): void {
   const long = [...command.options.map(({ long }) => long ?? ""), "--help"];
   const known = [...long, "-h", "-V", "--"];
   let open: Option | undefined;
+  let urls = 0;
   for (const arg of args) {
     const [flag = arg] = arg.split("=", 1);
+    if (open === undefined && flag === "--url" && ++urls > 1) {
+      command.error("option '--url <url>' given twice: several sites are for a file, see --config-path");
+    }
     if (open !== undefined && flag.startsWith("--") && known.includes(flag)) {
       command.error(`option '${open.flags}' argument missing before ${flag}`);
     }

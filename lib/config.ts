@@ -190,6 +190,9 @@ export async function readProducerConfig(
   const limits = readSlotLimits(source);
   const spool = readSpool(source);
   const drainTimeoutMs = source.take("producer", "drain_timeout") ?? DEFAULT_DRAIN_TIMEOUT_MS;
+  if (!commandLine.once && commandLine.flags.has(SETTINGS.producer.drain_timeout.flag)) {
+    source.warn("--drain-timeout has no effect: it counts beside --once alone");
+  }
   source.show("producer", "drain_timeout", { value: formatDuration(drainTimeoutMs) });
   return { sites, kafka, limits, spool, drainTimeoutMs, ...readCommon(source) };
 }
@@ -225,6 +228,12 @@ function readSlotLimits(source: Source): SlotLimits {
   const max = source.take("producer", "max_checks") ??
     (source.commandLine.once ? DEFAULT_MAX_CHECKS_ONCE : DEFAULT_MAX_CHECKS);
   const maxPerHost = source.take("producer", "max_checks_per_host") ?? DEFAULT_MAX_CHECKS_PER_HOST;
+  if (source.origin("producer", "max_checks") !== "default" && maxPerHost > max) {
+    const where = source.origin("producer", "max_checks_per_host");
+    if (where !== "default") {
+      source.warn(`max_checks_per_host of [producer] (${where}) has no effect: max_checks is less, ${max}`);
+    }
+  }
   source.show("producer", "max_checks", { value: String(max) });
   source.show("producer", "max_checks_per_host", { value: String(maxPerHost) });
   return { max, maxPerHost };
@@ -326,9 +335,15 @@ async function readSites(source: Source): Promise<Site[]> {
         `Cannot trace '${hideCredentials(trace.name)}' beside ${given.origin}: expected one of them`,
       );
     }
-    return [await createSite(new SiteSource(source, { name, section: undefined }), identity)];
+    const site = new SiteSource(source, { name, section: undefined });
+    const created = await createSite(site, identity);
+    if (!site.take("enabled") && source.commandLine.flags.has(SETTINGS.website.enabled.flag)) {
+      throw site.refuse("enabled", "expected yes for the site of --url, got no");
+    }
+    return [created];
   }
   refuseLoneFlags(source);
+  warnOfLoneVariables(source);
   const all = source.siteSections();
   // Others may be broken, and one that is not enabled is looked at all the same.
   const sections = trace === undefined || all.length === 0 ? all : [tracedSection(source, all)];
@@ -403,6 +418,16 @@ function refuseLoneFlags({ commandLine: { flags, lists } }: Source): void {
   if (alone !== undefined) throw new ConfigError(`Cannot use --${alone}: expected --url or URL beside it`);
 }
 
+/** Says which variables are about one site, where there is none. `NAME` may be there for other programs. */
+function warnOfLoneVariables(source: Source): void {
+  for (const [key, setting] of Object.entries<Setting<unknown>>(SETTINGS.website)) {
+    if (setting.everySite === "flag and variable") continue;
+    for (const { origin, text } of source.variables(key, setting)) {
+      if (text !== undefined) source.warn(`${origin} has no effect: it counts beside --url or URL alone`);
+    }
+  }
+}
+
 async function readKafka(source: Source): Promise<KafkaSettings> {
   const bootstrapServers = source.take("kafka", "bootstrap_servers") ?? [];
   if (bootstrapServers.length === 0) {
@@ -422,7 +447,7 @@ async function readKafka(source: Source): Promise<KafkaSettings> {
   source.show("kafka", "security_protocol", { value: protocol });
   if (protocol === "SSL") return { bootstrapServers, tls: await readKafkaTls(source, given) };
   if (anyFile) {
-    source.warnings.push(
+    source.warn(
       "security_protocol of [kafka] is PLAINTEXT: ssl_cafile, ssl_certfile and ssl_keyfile are not used",
     );
   }
@@ -492,6 +517,9 @@ async function readPostgres(source: Source): Promise<PostgresSettings> {
     );
   }
   const port = source.take("postgres", "port") ?? DEFAULT_POSTGRES_PORT;
+  if (source.origin("postgres", "port") !== "default" && hosts.every(({ port }) => port !== undefined)) {
+    source.warn(`port of [postgres] (${source.origin("postgres", "port")}) has no effect: each host has its own`);
+  }
   const servers = hosts.map(({ host, port: own }) => ({ host, port: own ?? port }));
   const user = source.take("postgres", "user") ?? "postgres";
   const password = source.take("postgres", "password") ?? null;
@@ -512,7 +540,7 @@ async function readPostgres(source: Source): Promise<PostgresSettings> {
     `sslrootcert of [postgres] (${source.origin("postgres", "sslrootcert")})`,
   );
   if (ca !== null && sslmode === "disable") {
-    source.warnings.push("sslmode of [postgres] is disable: sslrootcert is not used");
+    source.warn("sslmode of [postgres] is disable: sslrootcert is not used");
   }
   const shown = {
     user,

@@ -159,6 +159,7 @@ async function readAuthorization(
     throw site.refuse(basicKey, "expected basic_user beside it, got none");
   }
   if (user?.includes(":")) throw site.refuse("basic_user", "expected a name without a colon, which ends it");
+  if (user !== undefined && /\p{Cc}/u.test(user)) throw site.refuse("basic_user", "expected a name on one line");
   if (user !== undefined) return { authorization: basicAuthorization(user, password ?? ""), oauth };
   return { authorization: token === undefined ? authorization : `Bearer ${token}`, oauth };
 }

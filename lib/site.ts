@@ -1,12 +1,13 @@
 import { unescape } from "node:querystring";
 import { type ClientSettings, readClientSettings } from "./client.ts";
 import type { Expectations } from "./expectation.ts";
+import { MAINTENANCE_TAG } from "./maintenance.ts";
 import { basicAuthorization, readRequest, type RequestSettings } from "./request.ts";
 import { SETTINGS } from "./setting.ts";
 import type { SiteSource } from "./site_source.ts";
 import { HIDDEN } from "./source.ts";
 import { readTiming, type Timing } from "./timing.ts";
-import { formatBytes, formatDuration } from "./value.ts";
+import { formatBytes, formatDuration, type StatusRange } from "./value.ts";
 
 /** A site to check. */
 export interface Site extends Timing {
@@ -66,7 +67,8 @@ const DEFAULT_TIMEOUT_MS = 10_000;
 /** A timeout equal to the interval would make a site that hangs miss every second check. */
 const DEFAULT_TIMEOUT_SHARE = 0.8;
 /** Keys that look for something in the body. */
-const BODY_KEYS = ["regex", "json", "min_bytes", "unchanged"] as const;
+const BODY_KEYS = ["regex", "regex_absent", "json", "min_bytes", "max_bytes", "unchanged"] as const;
+const REDIRECT_STATUSES: readonly number[] = [301, 302, 303, 307, 308];
 
 /** What the producer says of itself in each metric. */
 export type Identity = Pick<Site, "location" | "producer">;
@@ -91,9 +93,16 @@ export async function createSite(site: SiteSource, identity: Identity): Promise<
         `(${formatDuration(intervalMs)}): while it hangs, checks are left out`,
     );
   }
+  const { failingIntervalMs } = timing;
+  if (failingIntervalMs !== null && timeoutMs > failingIntervalMs && !site.once) {
+    site.warn(
+      `timeout of website '${site.name}' (${formatDuration(timeoutMs)}) is longer than its failing_interval ` +
+        `(${formatDuration(failingIntervalMs)}): while it hangs, checks are left out`,
+    );
+  }
   const request = await readRequest(site, authorization);
   const expectations = readExpectations(site, { url, timeoutMs });
-  const ofBody = BODY_KEYS.find((key) => site.has(key));
+  const ofBody = BODY_KEYS.find((key) => site.has(key) && (key !== "unchanged" || expectations.unchanged !== null));
   if (request.method === "HEAD" && ofBody !== undefined) {
     throw site.refuse(ofBody, "expected a method other than HEAD beside it, whose answer has no body");
   }
@@ -106,12 +115,20 @@ export async function createSite(site: SiteSource, identity: Identity): Promise<
       }`,
     );
   }
+  if (expectations.maxBytes !== null && expectations.maxBytes > limits.readBytes) {
+    site.warnOfNoEffect("max_bytes", `a body longer than read_limit, ${formatBytes(limits.readBytes)}, is not read`);
+  }
+  if (limits.maxRedirects > 0 && expectations.status.every(isOfRedirects)) {
+    site.warn(`${site.label("expected_status")} has redirects alone, which are followed: set max_redirects = 0`);
+  }
+  const client = await readClientSettings(site, url);
+  warnOfPlainHttp(site, { url, client, request, limits });
   const patterns = expectations.texts.flatMap((text) => text.error === "regex" ? [text.pattern.text] : []);
   return {
     name: site.name,
     url: address,
     request,
-    client: await readClientSettings(site),
+    client,
     limits,
     inspectIntervalMs: readInspectInterval(site),
     regex: patterns.length === 0 ? null : patterns.join("\n"),
@@ -120,9 +137,27 @@ export async function createSite(site: SiteSource, identity: Identity): Promise<
     excerptBytes: site.take("excerpt") ?? 0,
     ...timing,
     timeoutMs,
-    tags: readTags(site),
+    tags: readTags(site, timing),
     ...identity,
   };
+}
+
+function isOfRedirects({ from, to }: StatusRange): boolean {
+  for (let status = from; status <= to; status++) if (!REDIRECT_STATUSES.includes(status)) return false;
+  return true;
+}
+
+/** Says which settings of TLS change nothing, or only what comes later. */
+function warnOfPlainHttp(
+  site: SiteSource,
+  { url, client, request, limits }: Pick<Site, "client" | "request" | "limits"> & { readonly url: URL },
+): void {
+  const others = [client.proxy?.url, request.oauth?.tokenUrl];
+  if (url.protocol === "https:" || others.some((other) => other?.startsWith("https:"))) return;
+  const but = limits.maxRedirects > 0 ? " until a redirect leads to https://" : "";
+  for (const key of ["tls_ca", "tls_cert"] as const) {
+    if (site.has(key)) site.warnOfNoEffect(key, `the address is http://${but}`);
+  }
 }
 
 /** What is not waited for, read or followed. */
@@ -160,6 +195,7 @@ function readInspectInterval(site: SiteSource): number {
       throw site.refuse(key, "expected looks at the connection, got inspect_interval = never");
     }
   }
+  if (site.has("proxy")) site.warnOfNoEffect("inspect_interval", "the connection behind a proxy can't be looked at");
   return inspectIntervalMs;
 }
 
@@ -232,7 +268,7 @@ function readConnectionExpectations(site: SiteSource, { protocol }: URL): Connec
     );
   }
   for (const key of ["min_cert_days", "warn_cert_days", "min_tls_version"] as const) {
-    if (protocol === "http:" && site.has(key)) site.warn(`${site.label(key)} has no effect: the address is http://`);
+    if (protocol === "http:" && site.has(key)) site.warnOfNoEffect(key, "the address is http://");
   }
   return { minCertDays, warnCertDays, minTlsVersion };
 }
@@ -244,6 +280,7 @@ function readRetries(
 ): Pick<Site, "retries" | "retryIntervalMs"> {
   const retries = site.take("retries");
   const retryIntervalMs = site.take("retry_interval");
+  if (retries === 0 && site.has("retry_interval")) site.warnOfNoEffect("retry_interval", "retries is 0");
   const longestMs = timeoutMs + retries * (retryIntervalMs + timeoutMs);
   if (retries > 0 && longestMs > intervalMs && !site.once) {
     site.warn(
@@ -255,8 +292,11 @@ function readRetries(
 }
 
 /** Tags by key. */
-function readTags(site: SiteSource): Record<string, string> | null {
+function readTags(site: SiteSource, { maintenance }: Timing): Record<string, string> | null {
   const pairs = site.take("tags");
+  if (maintenance !== null && pairs.some(([key]) => key === MAINTENANCE_TAG)) {
+    throw site.refuse("tags", `expected keys other than ${MAINTENANCE_TAG}, which is set within maintenance`);
+  }
   const twin = pairs.find(([key], index) => pairs.findIndex(([other]) => other === key) < index);
   if (twin !== undefined) throw site.refuse("tags", `expected each key once, got '${twin[0]}' twice`);
   return pairs.length === 0 ? null : Object.fromEntries(pairs);

@@ -73,6 +73,7 @@ export class SiteSource {
     const given = this.#find(key, setting);
     if (given === undefined) return (setting.several ? [] : setting.initial) as SiteValue<K>;
     this.#given.set(key, given);
+    if (!setting.references) this.#source.warnOfReference(given, this.#label(key, given));
     const values = parseLines(this.#source, setting, { given, label: this.#label(key, given) });
     const [value] = values;
     this.show(
@@ -135,7 +136,12 @@ export class SiteSource {
 
   /** Says what is allowed, yet probably not meant. */
   warn(warning: string): void {
-    this.#source.warnings.push(warning);
+    this.#source.warn(warning);
+  }
+
+  /** Says that a setting that was taken changes nothing. One of `[defaults]` may well be meant for other sites. */
+  warnOfNoEffect(key: SiteKey, why: string): void {
+    if (this.precedence(key) > 1) this.warn(`${this.label(key)} has no effect: ${why}`);
   }
 
   /** Sets what `--check-config` shows of a setting that was taken; of a secret it shows nothing, whatever this says. */

@@ -43,6 +43,7 @@ const SHOWN_WIDTH = 48;
 
 /** `${NAME}`, and `$${` for what is to be left as `${`. */
 const REFERENCE_REGEXP = /\$\$\{|\$\{(?<name>[^}]*)\}?/g;
+const PLAIN_REFERENCE_REGEXP = /\$\{[A-Z_]\w*\}/i;
 /** Environment variables that a value may name: the programs may read these, and those of settings. */
 const REFERENCE_PREFIX = "SITE_CHECKER_";
 
@@ -99,7 +100,20 @@ export class Source {
     const given = this.flag(key, setting) ?? this.variable(key, setting) ?? this.entry(section, key, setting);
     if (given === undefined) return undefined;
     this.#origins.set(`${section}.${key}`, given.origin);
+    this.warnOfReference(given, `${key} of [${section}]`);
     return parseGiven(setting, given, `${key} of [${section}]`) as never;
+  }
+
+  /** Says what is allowed, yet probably not meant; once, of whatever holds for many sites. */
+  warn(warning: string): void {
+    if (!this.warnings.includes(warning)) this.warnings.push(warning);
+  }
+
+  /** Says that a variable of the environment is named where none is put in. */
+  warnOfReference({ text, origin }: Given, label: string): void {
+    if (PLAIN_REFERENCE_REGEXP.test(text)) {
+      this.warn(`${label} (${origin}) has \${…} in it, which stands for no variable of the environment there`);
+    }
   }
 
   /** Where a setting that was taken stands. */
@@ -122,7 +136,12 @@ export class Source {
 
   /** What a setting's environment variable or one of its aliases says; an empty one counts as not set. */
   variable(key: string, setting: Setting<unknown>): Given | undefined {
-    return onlyOne(variableNames(key, setting).map((name) => this.#variable(name)));
+    return onlyOne(this.variables(key, setting));
+  }
+
+  /** A setting's environment variables, those of its aliases behind it. */
+  variables(key: string, setting: Setting<unknown>): readonly { origin: string; text: string | undefined }[] {
+    return variableNames(key, setting).map((name) => this.#variable(name));
   }
 
   /** What the flag or the variable of something that is no setting of the file says. */

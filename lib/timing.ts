@@ -43,10 +43,16 @@ export function readTiming(site: SiteSource): Timing {
       );
     }
   }
-  if (site.has("time_zone") && !isByCron && windows.length === 0) {
+  if (failingIntervalMs !== null && jitterMs >= failingIntervalMs) {
+    site.warn(
+      `jitter of website '${site.name}' (${formatDuration(jitterMs)}) is not less than its failing_interval ` +
+        `(${formatDuration(failingIntervalMs)}): while it is down, checks are left out`,
+    );
+  }
+  if (site.precedence("time_zone") > 1 && !isByCron && windows.length === 0) {
     site.warn(`time_zone of website '${site.name}' is not used: it has neither cron nor maintenance`);
   }
-  if (site.has("maintenance_checks") && windows.length === 0) {
+  if (site.precedence("maintenance_checks") > 1 && windows.length === 0) {
     site.warn(`maintenance_checks of website '${site.name}' is not used: it has no maintenance`);
   }
   return {

@@ -27,6 +27,7 @@ const HOST_PORT_REGEXP = /^(?:\[(?<bracketed>[^\]]+)\]|(?<bare>[^:]+)(?=:))(?::(
 const SERVER_REGEXP = /^(?<host>[\p{L}\p{N}_.-]+)(?::(?<port>\d{1,5}))?$/u;
 /** Name as RFC 9110 has it, section 5.6.2, and what stands behind a colon. */
 const HEADER_REGEXP = /^([\w!#$%&'*+.^`|~-]+)\s*(?:(:)\s*(.*))?$/s;
+const HOST_HEADER_REGEXP = /^(?:[\w.-]+|\[[\da-f:.]+\])(?::\d+)?$/i;
 const STATUS_RANGE_REGEXP = /^(\d{3})(?:\s*-\s*(\d{3}))?$/;
 const SHA256_REGEXP = /^[\da-f]{64}$/;
 /** RFC 9110, 5.6.2 "token" and 5.5 "field-value", to which obs-text belongs as far as it is Latin-1. */
@@ -102,6 +103,7 @@ export function byteSize(min: number, max: number = Number.MAX_SAFE_INTEGER): Pa
     if (match === undefined) throw new SyntaxError("expected a number of bytes such as 512M or 1G");
     const power = match["unit"] === undefined ? 0 : BYTE_UNITS.indexOf(match["unit"].toUpperCase()) + 1;
     const bytes = Math.round(Number(match["amount"]) * 1024 ** power);
+    if (bytes > Number.MAX_SAFE_INTEGER) throw new RangeError("expected a number of bytes below 8192T");
     if (bytes < min || bytes > max) throw new RangeError(`expected ${limits}`);
     return bytes;
   }, formatBytes);
@@ -234,10 +236,10 @@ export function headerValue(): ParseValue<string> {
   });
 }
 
-/** Parser of what the header `host` may say: a host, with a port if need be. */
+/** Parser of what the header `host` may say: a host, with a port if need be, in ASCII as all headers are. */
 export function hostHeader(): ParseValue<string> {
   return parser("host[:port]", (value) => {
-    if (value === "" || /[\s/?#@\\]/.test(value) || !URL.canParse(`http://${value}/`)) {
+    if (!HOST_HEADER_REGEXP.test(value) || !URL.canParse(`http://${value}/`)) {
       throw new SyntaxError("expected a host, with :port if need be");
     }
     return value;
@@ -270,7 +272,9 @@ export function proxyUrl(): ParseValue<URL> {
   const expected = "expected http://, https:// or socks5:// with a host and a port alone, such as http://proxy:3128";
   return parser("URL", (value) => {
     const url = URL.canParse(value) ? new URL(value) : undefined;
-    if (url === undefined || !PROXY_PROTOCOLS.includes(url.protocol) || url.hostname === "") {
+    if (
+      url === undefined || !PROXY_PROTOCOLS.includes(url.protocol) || url.hostname === "" || url.port === "0"
+    ) {
       throw new SyntaxError(expected);
     }
     if (!["", "/"].includes(url.pathname) || url.search !== "" || url.hash !== "") throw new SyntaxError(expected);

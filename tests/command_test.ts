@@ -107,6 +107,10 @@ const REFUSED: readonly { args: readonly string[]; message: string }[] = [
   { args: ["--url"], message: "option '--url <url>' argument missing" },
   { args: ["--name", "--once"], message: "option '--name <name>' argument missing before --once" },
   { args: ["--regex", "--url=http://a/"], message: "option '--regex <pattern>' argument missing before --url" },
+  {
+    args: ["--url=http://a/", "--url", "http://b/"],
+    message: "option '--url <url>' given twice: several sites are for a file, see --config-path",
+  },
   { args: ["http://a/"], message: "too many arguments. Expected 0 arguments but got 1: http://a/." },
 ];
 

@@ -422,6 +422,30 @@ const INVALID_FOR_PRODUCER: Readonly<Record<string, string>> = {
     "Cannot read retries of website 'apache' (FILE:3): expected a whole number from 0 to 100, got '101'",
   "retry_interval_unit.ini":
     "Cannot read retry_interval of website 'apache' (FILE:3): expected a duration such as 10s, got '5 weeks'",
+  "jitter_unit.ini":
+    "Cannot read jitter of website 'apache' (FILE:3): expected a duration such as 10s, got '2 minutes'",
+  "cron_time.ini":
+    "Cannot read cron of website 'apache' (FILE:3): expected a cron expression such as 0 3 * * sun, got '2030-01-01T00:00'",
+  "user_agent.ini":
+    "Cannot read user_agent of website 'apache' (FILE:3): expected one line of Latin-1 characters, as HTTP takes for a header, got '☃'",
+  "host_letters.ini":
+    "Cannot read host of website 'apache' (FILE:3): expected a host, with :port if need be, got 'münchen.example'",
+  "basic_user_line.ini": "Cannot use basic_user of website 'apache' (FILE:3): expected a name on one line",
+  "method_head_absent.ini":
+    "Cannot use regex_absent of website 'apache' (FILE:4): expected a method other than HEAD beside it, whose answer has no body",
+  "method_head_max_bytes.ini":
+    "Cannot use max_bytes of website 'apache' (FILE:4): expected a method other than HEAD beside it, whose answer has no body",
+  "proxy_port.ini":
+    "Cannot read proxy of website 'apache' (FILE:3): expected http://, https:// or socks5:// with a host and a port alone, such as http://proxy:3128, got 'http://proxy:0'",
+  "tag_maintenance.ini":
+    "Cannot use tags of website 'apache' (FILE:4): expected keys other than maintenance, which is set within maintenance",
+  "read_limit_large.ini":
+    "Cannot read read_limit of website 'apache' (FILE:3): expected a number of bytes below 8192T, got '9000T'",
+  "replication_factor.ini":
+    "Cannot read replication_factor of [kafka] (FILE:5): expected a whole number from 1 to 100, got '101'",
+  "spool_max_age.ini":
+    "Cannot read spool_max_age of [producer] (FILE:5): expected a duration from 1s to 3650d, got '500ms'",
+  "certificate_text.ini": "Cannot read ssl_certfile of [kafka] (FILE:5) 'text.pem': expected a certificate in PEM",
   "excerpt_large.ini": "Cannot read excerpt of website 'apache' (FILE:3): expected 1 to 64K, got '1M'",
 };
 
@@ -443,6 +467,8 @@ const INVALID_FOR_CONSUMER: Readonly<Record<string, string>> = {
   "postgres_sslrootcert.ini": "Cannot read sslrootcert of [postgres] (FILE:6) 'missing.pem': there is no such file",
   "postgres_connections.ini":
     "Cannot use min_connection of [postgres] (FILE:6): expected at most max_connection, which is 4, got 5",
+  "postgres_min_connection.ini":
+    "Cannot read min_connection of [postgres] (FILE:7): expected a whole number from 0 to 1000, got '-1'",
   "postgres_connection_zero.ini":
     "Cannot read max_connection of [postgres] (FILE:6): expected a whole number from 1 to 1000, got '0'",
 };
@@ -498,6 +524,129 @@ oauth_token_url = http://[::1]:8080/token
   assert.deepEqual(warnings.map((warning) => warning.replace(/\(\S*config\.ini/, "(FILE")), [
     "oauth_token_url of [defaults] (FILE:2) is http://: the secret and the token can be read on their way",
   ]);
+});
+
+const A = "[website_a]\nurl = https://a/\n";
+const PLAIN_A = A.replace("https:", "http:");
+const OF_A = "of website 'a' (FILE:3)";
+
+/** What is allowed and probably not meant, and what is said of it; `FILE` stands for the path. */
+const WARNINGS: readonly (Given & { readonly what: string; readonly expected: readonly string[] })[] = [
+  {
+    what: "retry_interval without retries",
+    file: `${A}retry_interval = 5s\n`,
+    expected: [`retry_interval ${OF_A} has no effect: retries is 0`],
+  },
+  {
+    what: "inspect_interval behind a proxy",
+    file: `${A}inspect_interval = 5m\nproxy = http://proxy:3128\n`,
+    expected: [`inspect_interval ${OF_A} has no effect: the connection behind a proxy can't be looked at`],
+  },
+  {
+    what: "authorities for http://",
+    file: `${PLAIN_A}tls_ca = authority.pem\n`,
+    expected: [`tls_ca ${OF_A} has no effect: the address is http:// until a redirect leads to https://`],
+  },
+  {
+    what: "a client certificate for http:// without redirects",
+    file: `${PLAIN_A}tls_cert = own.cert\ntls_key = own.key\nmax_redirects = 0\n`,
+    expected: [`tls_cert ${OF_A} has no effect: the address is http://`],
+  },
+  { what: "authorities of a proxy", file: `${PLAIN_A}tls_ca = authority.pem\nproxy = https://proxy\n`, expected: [] },
+  {
+    what: "HTTP/2 alone with a proxy and http://",
+    file: `${PLAIN_A}http2 = only\nproxy = http://proxy:3128\n`,
+    expected: [`http2 ${OF_A} is asked of the proxy, too, which few speak: the address is http://`],
+  },
+  {
+    what: "max_bytes above read_limit",
+    file: `${A}max_bytes = 1G\n`,
+    expected: [`max_bytes ${OF_A} has no effect: a body longer than read_limit, 64M, is not read`],
+  },
+  {
+    what: "redirects that are expected, yet followed",
+    file: `${A}expected_status = 301-303,308\n`,
+    expected: [`expected_status ${OF_A} has redirects alone, which are followed: set max_redirects = 0`],
+  },
+  { what: "redirects that are expected", file: `${A}expected_status = 301\nmax_redirects = 0\n`, expected: [] },
+  {
+    what: "a timeout beyond failing_interval",
+    file: `${A}failing_interval = 5s\n`,
+    expected: [
+      "timeout of website 'a' (10s) is longer than its failing_interval (5s): while it hangs, checks are left out",
+    ],
+  },
+  {
+    what: "jitter beyond failing_interval",
+    file: `${A}timeout = 1s\njitter = 2s\nfailing_interval = 2s\n`,
+    expected: [
+      "jitter of website 'a' (2s) is not less than its failing_interval (2s): while it is down, checks are left out",
+    ],
+  },
+  {
+    what: "an address of another version of IP",
+    file: "[website_a]\nurl = https://[::1]/\nip_version = 4\n",
+    expected: [`ip_version ${OF_A} is 4, over which the address in the url can't be reached`],
+  },
+  {
+    what: "variables where none is put in",
+    file: `${A}tags = stage = \${STAGE}\nregex = \\$\\{a}\n[producer]\nname = \${HOSTNAME}\n`,
+    expected: ["name of [producer] (FILE:6)", `tags ${OF_A}`].map((what) =>
+      `${what} has \${…} in it, which stands for no variable of the environment there`
+    ),
+  },
+  {
+    what: "variables of one site where there is none",
+    file: A,
+    env: { NAME: "host", REGEX: "b", POOLING_INTERVAL: "5", TIMEOUT: "5" },
+    expected: ["REGEX", "POOLING_INTERVAL"].map((name) =>
+      `environment variable ${name} has no effect: it counts beside --url or URL alone`
+    ),
+  },
+  {
+    what: "more checks a host than in all",
+    file: `${A}[producer]\nmax_checks = 5\nmax_checks_per_host = 6\n`,
+    expected: ["max_checks_per_host of [producer] (FILE:5) has no effect: max_checks is less, 5"],
+  },
+  {
+    what: "--drain-timeout without --once",
+    file: A,
+    args: ["--drain-timeout=5s"],
+    expected: ["--drain-timeout has no effect: it counts beside --once alone"],
+  },
+  {
+    what: "what [defaults] has for other sites",
+    file:
+      `[defaults]\nretry_interval = 5s\nmin_cert_days = 7\ntime_zone = Europe/Berlin\ntls_ca = authority.pem\n${PLAIN_A}`,
+    expected: [],
+  },
+  {
+    what: "HEAD that takes back what is looked for",
+    file: `[defaults]\nunchanged = yes\n${A}method = HEAD\nunchanged = no\n`,
+    expected: [],
+  },
+];
+
+Deno.test.each(WARNINGS)("readProducerConfig() warns of $what", async ({ expected, ...given }) => {
+  await using certificates = await makeCertificates();
+  using _ = workIn(certificates.path);
+  const { warnings } = await producer(given);
+  assert.deepEqual(warnings.map((warning) => warning.replace(/\(\S*config\.ini/, "(FILE")), expected);
+});
+
+Deno.test("readConsumerConfig() warns of a port that no host needs, and of a variable in a password", async () => {
+  const file = "[postgres]\nhost = a:1,b:2\nport = 5433\npassword = ${POSTGRES_PASSWORD}\n";
+  const { warnings } = await consumer({ file, args: [...BROKER, ...TOPIC] });
+  assert.deepEqual(warnings.map((warning) => warning.replace(/\(\S*config\.ini/, "(FILE")), [
+    "port of [postgres] (FILE:3) has no effect: each host has its own",
+    "password of [postgres] (FILE:4) has ${…} in it, which stands for no variable of the environment there",
+  ]);
+});
+
+Deno.test("--enabled=no can't be used for the site of --url", async () => {
+  await assert.rejects(producer({ args: ["--url=http://a/", "--enabled=no"] }), {
+    message: "Cannot use enabled of website 'a' (--enabled): expected yes for the site of --url, got no",
+  });
 });
 
 Deno.test("each file of tests/invalid has a message here", async () => {
