@@ -27,16 +27,18 @@ export interface AnswerOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** Processors that may be busy with answers; more would take them from the checks. */
+const PROCESSORS = Math.max(1, Math.min(4, navigator.hardwareConcurrency - 1));
 /**
  * Turns that a task gets, one after the other until it is answered: how long each may be, in ms, and how many turns of
- * its kind there are at a time, each in a thread. More would take the CPU from the checks.
+ * its kind there are at a time, each in a thread.
  *
  * What runs can't be halted and go on later, so each turn begins anew. Nearly all is answered in a first one, which is so
- * short that a hundred that are never answered hold up no others.
+ * short that a hundred that are never answered hold up no others. Those take the last kind alone from then on.
  */
 const TURNS = [
-  { longestMs: 50, atOnce: Math.max(1, Math.min(4, navigator.hardwareConcurrency - 1)) },
-  { longestMs: 1_000, atOnce: 1 },
+  { longestMs: 50, atOnce: PROCESSORS },
+  { longestMs: 1_000, atOnce: PROCESSORS },
   { longestMs: Infinity, atOnce: 1 },
 ] as const;
 /** A thread that is late by this much is given up for lost. */
