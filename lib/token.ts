@@ -340,7 +340,9 @@ class Holder {
     const response = await this.#options.fetch(url, init);
     const text = await readAnswer(response);
     const answer = text === null ? null : parseObject(text);
-    if (response.status !== 200) throw this.fault(this.#describeAnswer(response, answer));
+    // Some servers say what is wrong with status 200.
+    const isError = typeof answer?.["error"] === "string" && answer["access_token"] === undefined;
+    if (response.status !== 200 || isError) throw this.fault(this.#describeAnswer(response, answer));
     if (answer === null) {
       const type = response.headers.get("content-type") ?? "without a type";
       const got = text === null ? `more than ${formatBytes(MAX_ANSWER_BYTES)}` : `an answer that is none (${type})`;
@@ -352,7 +354,7 @@ class Holder {
 
   #describeAnswer({ status }: Response, answer: Readonly<Record<string, unknown>> | null): string {
     const redirect = status >= 300 && status < 400 ? ", and no redirect is followed" : "";
-    const got = `expected status 200, got ${status}${redirect}`;
+    const got = status === 200 ? "expected a token, got an error" : `expected status 200, got ${status}${redirect}`;
     const code = answer?.["error"];
     if (typeof code !== "string" || !ERROR_CODE_REGEXP.test(code) || this.#holdsSecret(code)) return got;
     const description = answer?.["error_description"];

@@ -277,6 +277,11 @@ Deno.test.each<{ what: string; answer: Answer; message: string }>([
     message: "expected status 200, got 400",
   },
   {
+    what: "an error with status 200",
+    answer: json(200, { error: "unauthorized_client" }),
+    message: "unauthorized_client (status 200)",
+  },
+  {
     what: "an error without JSON",
     answer: () => new Response(`<h1>${SECRET}</h1>`, { status: 502 }),
     message: "expected status 200, got 502",
