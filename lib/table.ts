@@ -220,6 +220,20 @@ SELECT * FROM unnest(${ROW_COLUMNS.map(({ type }, index) => `$${index + 1}::${ty
 ON CONFLICT DO NOTHING
 RETURNING topic || '/' || (extract(epoch FROM occurred_at) * 1000000)::bigint || '/' || id AS identity`;
 
+/**
+ * Numbers, from 0, of the rows of a batch that are there. Parameters: see {@linkcode keyArrays}. Each row is looked up by
+ * its key in its topic's table; the topics are named once more, so that the plan has their tables alone, and takes locks on
+ * no others.
+ */
+export const FIND_ROWS_SQL = `SELECT batch.number::integer - 1 AS index
+FROM unnest($1::text[], $2::timestamptz[], $3::uuid[]) WITH ORDINALITY AS batch (topic, occurred_at, id, number),
+LATERAL (
+  SELECT FROM ${qualifiedName(PARENT)} AS checks
+  WHERE checks.topic = batch.topic AND checks.occurred_at = batch.occurred_at AND checks.id = batch.id
+    AND checks.topic = ANY ($4::text[])
+  OFFSET 0
+) AS there`;
+
 /** Takes dead letters as one array a column, see {@linkcode deadLetterArrays}, and passes over those that are there. */
 export const INSERT_DEAD_LETTERS_SQL = `INSERT INTO ${
   qualifiedName(DEAD_LETTERS)
@@ -263,6 +277,16 @@ export function rowArrays(rows: readonly Row[]): unknown[][] {
         return value !== null && IS_JSON[index] ? JSON.stringify(value) : value;
       })
     ),
+  ];
+}
+
+/** Parameters of {@linkcode FIND_ROWS_SQL}. */
+export function keyArrays(rows: readonly Row[]): unknown[][] {
+  return [
+    rows.map(({ message }) => message.topic),
+    rows.map(({ metric }) => metric.occurred_at),
+    rows.map(({ metric }) => metric.id),
+    [...new Set(rows.map(({ message }) => message.topic))],
   ];
 }
 

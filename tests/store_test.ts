@@ -5,6 +5,7 @@ import { ConfigError } from "../lib/error.ts";
 import type { Log } from "../lib/log.ts";
 import { decodeMessages, Writer } from "../lib/writer.ts";
 import { Store } from "../lib/store.ts";
+import type { DeadLetter } from "../lib/table.ts";
 import { freePorts } from "../local/port.ts";
 import { startPostgres } from "../local/postgres.ts";
 import { makeDatabase, metricMessage, type TestDatabase, testStack } from "./support.ts";
@@ -38,6 +39,11 @@ function batch(topic: string, ...values: string[]): ReturnType<typeof decodeMess
   })));
 }
 
+/** A message's identity has its record's time in it. */
+function sameTime(letter: DeadLetter): DeadLetter {
+  return { ...letter, message: { ...letter.message, timestamp: 0 } };
+}
+
 Deno.test("Store.write() stores a batch once, however often it comes", async () => {
   await using database = await makeDatabase();
   await using store = await Store.open(settings(database), { log: SILENT });
@@ -69,15 +75,17 @@ Deno.test("Store.write() keeps every property as it came", async () => {
     tags: { team: "a\tb" },
     cert_expires_at: "2030-01-02T03:04:05.678Z",
   };
-  for (let way = 0; way < 2; way++) {
-    // Together with a row that is there already, the second one takes the slower way.
+  await database.query("ALTER TABLE site_checker.all_checks ADD CONSTRAINT no_teapot CHECK (attempt <> 418)");
+  for (let way = 0; way < 3; way++) {
+    // Together with a row that is there already, and with one that is refused, it takes slower ways.
     const { rows } = batch("a", metricMessage("a", { ...properties, status_code: way }));
     const there = way === 0 ? [] : batch(
       "a",
       metricMessage("a", { id: "01890000-0000-7000-8000-000000000000", occurred_at: "2024-01-01T00:00:00Z" }),
     ).rows;
     await store.write({ rows: there, deadLetters: [] });
-    await store.write({ rows: [...rows, ...there], deadLetters: [] });
+    const refused = way < 2 ? [] : batch("a", metricMessage("a", { attempt: 418 })).rows;
+    await store.write({ rows: [...rows, ...there, ...refused], deadLetters: [] });
     const [stored] = await database.query(
       `SELECT error_message, response_time, body_bytes::float AS body_bytes, host(ip) AS ip, failed, tags,
         to_char(cert_expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS cert_expires_at
@@ -86,6 +94,27 @@ Deno.test("Store.write() keeps every property as it came", async () => {
     );
     assert.deepEqual(stored, properties);
   }
+});
+
+Deno.test("Store.write() leaves out what is there, and counts the others once", async () => {
+  await using database = await makeDatabase();
+  await using store = await Store.open(settings(database), { log: SILENT });
+  const topics = ["a", "b", "c", "d"];
+  await store.ensureTables(topics);
+  const rows = topics.flatMap((topic) => batch(topic, ...Array.from({ length: 50 }, () => metricMessage("x"))).rows);
+  for (let i = 0; i < 10; i++) {
+    const there = rows.filter(() => Math.random() < 0.2);
+    const more = topics.flatMap((topic) => batch(topic, metricMessage("x"), metricMessage(topic)).rows);
+    // Some of them twice: the first one counts.
+    const some = [...there, ...more, ...more.slice(0, 3)].sort(() => Math.random() - 0.5);
+    await store.write({ rows: some, deadLetters: batch("a", "poison").deadLetters.map(sameTime) });
+    const stored = await counts(database);
+    assert.deepEqual(stored, { rows: stored["rows"], ids: stored["rows"], letters: 1, checks: stored["rows"] });
+    rows.push(...more);
+  }
+  await store.write({ rows, deadLetters: [] });
+  await store.write({ rows, deadLetters: [] });
+  assert.deepEqual(await counts(database), { rows: rows.length, ids: rows.length, letters: 1, checks: rows.length });
 });
 
 Deno.test("Store.ensureTables() works for two at once, and again for tables that went away", async () => {
