@@ -15,6 +15,7 @@ import {
   RESOLVE_SINCE_SQL,
   rowIdentity,
   summarize,
+  type SummaryChanges,
 } from "./summary.ts";
 import {
   COPY_ROWS_SQL,
@@ -301,12 +302,15 @@ export class Store implements AsyncDisposable {
   async #copy(rows: readonly Row[], deadLetters: readonly DeadLetter[]): Promise<boolean> {
     for (const looksUp of this.#redelivered ? [true] : [false, true]) {
       try {
+        // Before the first wait, so that what each row comes to is gone again by then.
+        const all = looksUp ? null : prepare(rows);
         await this.#database.transaction(async (client) => {
           const missing = looksUp ? await findMissing(client, rows) : rows;
           this.#redelivered = missing.length < rows.length;
+          const { lines, changes } = all ?? prepare(missing);
           if (missing.length > 0) {
-            await client.copy(COPY_ROWS_SQL, missing.map(copyLine).join(""));
-            await updateSummaries(client, missing);
+            await client.copy(COPY_ROWS_SQL, lines);
+            await applyChanges(client, changes);
           }
           if (deadLetters.length > 0) await client.query(INSERT_DEAD_LETTERS_SQL, deadLetterArrays(deadLetters));
         });
@@ -361,6 +365,20 @@ function splitByTopics(rows: readonly Row[], maxTopics: number): (readonly Row[]
   );
 }
 
+/** What rows come to, as COPY and the summaries take it. */
+function prepare(rows: readonly Row[]): { readonly lines: string; readonly changes: SummaryChanges } {
+  const lines: string[] = [];
+  function* read(): Generator<Row> {
+    for (const row of rows) {
+      lines.push(copyLine(row));
+      yield row;
+      row.forget?.();
+    }
+  }
+  const changes = summarize(read());
+  return { lines: lines.join(""), changes };
+}
+
 /** Rows that are not there, each once. */
 async function findMissing(client: Session, rows: readonly Row[]): Promise<readonly Row[]> {
   const there = await client.query<{ index: number }>(FIND_ROWS_SQL, keyArrays(rows));
@@ -381,7 +399,7 @@ async function storeNew(client: Session, rows: readonly Row[]): Promise<{ readon
     const stored = await client.query<{ identity: string }>(INSERT_ROWS_SQL, rowArrays(rows));
     const identities = new Set(stored.rows.map(({ identity }) => identity));
     // Of rows that are twice in here, the first was stored.
-    await updateSummaries(client, rows.filter((row) => identities.delete(rowIdentity(row))));
+    await applyChanges(client, summarize(rows.filter((row) => identities.delete(rowIdentity(row)))));
     await client.query("RELEASE SAVEPOINT rows");
     return { refused: [] };
   } catch (error) {
@@ -399,8 +417,7 @@ async function storeNew(client: Session, rows: readonly Row[]): Promise<{ readon
 }
 
 /** Brings `latest` and `daily` up to date with rows that were not there before this transaction. */
-async function updateSummaries(client: Session, rows: readonly Row[]): Promise<void> {
-  const { latest, daily } = summarize(rows);
+async function applyChanges(client: Session, { latest, daily }: SummaryChanges): Promise<void> {
   if (latest.length === 0) return;
   const { rows: unknown } = await client.query<UnknownSince>(MERGE_LATEST_SQL, latestArrays(latest));
   if (unknown.length > 0) await resolveSince(client, unknown);

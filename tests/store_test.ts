@@ -359,6 +359,70 @@ Deno.test("Writer does nothing twice where a connection ends between COMMIT and 
   assert.deepEqual(await counts(database), { rows: 5, ids: 5, letters: 5, checks: 5 });
 });
 
+/** A writer of two transactions: the first waits for a lock, the second, of other topics and names, is in the database. */
+async function startOvertaking(database: TestDatabase, store: Store, signal: AbortSignal): Promise<{
+  readonly settled: string[];
+  readonly both: Promise<unknown>;
+  /** Gives the lock free. */
+  end(): Promise<void>;
+}> {
+  const messages = (topic: string) =>
+    batch(topic, ...Array.from({ length: 4_000 }, () => metricMessage(topic))).rows.map(({ message }) => message);
+  await store.ensureTables(["a", "b"]);
+  await store.write({ ...batch("a", metricMessage("a")) });
+  const admin = new pg.Client({ ...testStack().postgres, database: database.name });
+  await admin.connect();
+  await admin.query("BEGIN");
+  await admin.query("SELECT FROM site_checker.latest WHERE name = 'a' FOR UPDATE");
+  const writer = new Writer(store, { log: SILENT, signal, transactions: 2 });
+  const settled: string[] = [];
+  const write = async (topic: string) => {
+    const { stored } = writer.write(messages(topic), new AbortController().signal);
+    settled.push(await stored.then((handled) => `${topic} ${handled}`, () => `${topic} given up`));
+  };
+  const first = write("a");
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  const both = Promise.all([first, write("b")]);
+  for (let rows = 0; rows < 4_000; await new Promise((resolve) => setTimeout(resolve, 20))) {
+    [{ rows } = { rows: 0 }] = await database.query<{ rows: number }>(
+      "SELECT count(*)::int AS rows FROM site_checker.b",
+    );
+  }
+  return {
+    settled,
+    both,
+    async end() {
+      await admin.query("ROLLBACK");
+      await admin.end();
+    },
+  };
+}
+
+Deno.test("Writer says in their order what is stored, though a later transaction be done first", async () => {
+  await using database = await makeDatabase();
+  await using store = await Store.open(settings(database), { log: SILENT });
+  const { settled, both, end } = await startOvertaking(database, store, new AbortController().signal);
+  assert.deepEqual(settled, []);
+  await end();
+  await both;
+  assert.deepEqual(settled, ["a stored", "b stored"]);
+  assert.deepEqual(await counts(database), { rows: 8_001, ids: 8_001, letters: 0, checks: 8_001 });
+});
+
+Deno.test("Writer gives up what comes behind what it gave up, though that be in the database", async () => {
+  await using database = await makeDatabase();
+  await using store = await Store.open(settings(database), { log: SILENT });
+  const controller = new AbortController();
+  const { settled, both, end } = await startOvertaking(database, store, controller.signal);
+  controller.abort();
+  await database.query(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'site_checker' AND state = 'active'",
+  );
+  await both;
+  await end();
+  assert.deepEqual(settled, ["a given up", "b given up"]);
+});
+
 Deno.test("Store uses the server that takes writes, and the next one when it goes", async () => {
   await using database = await makeDatabase();
   const folder = await Deno.makeTempDir({ prefix: "site_checker-second-" });
