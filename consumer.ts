@@ -9,6 +9,8 @@ import { decodeMessages, Writer } from "./lib/writer.ts";
 
 /** After a signal, the database may take this long for what was read; what it does not take is read again. */
 const SHUTDOWN_WRITE_MS = 6_000;
+/** While one transaction waits for the disk, the database takes the rows of another. */
+const MAX_TRANSACTIONS = 2;
 
 /** Moves metrics from Kafka into PostgreSQL. */
 async function consume(context: Context<ConsumerConfig>): Promise<number> {
@@ -17,7 +19,11 @@ async function consume(context: Context<ConsumerConfig>): Promise<number> {
 
   await using store = await Store.open(config.postgres, { log, signal });
   if (context.commandLine.task !== undefined) return await mend(store, context);
-  const writer = new Writer(store, { log, signal: afterAbort(signal, SHUTDOWN_WRITE_MS) });
+  const writer = new Writer(store, {
+    log,
+    signal: afterAbort(signal, SHUTDOWN_WRITE_MS),
+    transactions: Math.min(config.postgres.maxConnection, MAX_TRANSACTIONS),
+  });
   const code = await read(context, (messages, dropped) => writer.write(messages, dropped));
   log.info("Stored {rows} row(s) and {deadLetters} dead letter(s)", writer.stored);
   return code;

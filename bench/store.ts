@@ -19,7 +19,7 @@ import { startTask } from "../local/task.ts";
 /**
  * Measures how fast the consumer moves messages into PostgreSQL, beside a plain COPY of the same rows into the same
  * table, by a client over its connection and by the server itself from its disk, in one run: a ratio holds on a shared
- * machine, a figure alone does not.
+ * machine, a figure alone does not. Then what the consumer takes while 1,000 rows a second trickle in.
  *
  * @module
  */
@@ -27,6 +27,7 @@ import { startTask } from "../local/task.ts";
 interface Options {
   readonly messages: number;
   readonly topics: number[];
+  readonly steadySeconds: number;
 }
 
 interface Figures {
@@ -48,11 +49,16 @@ interface Figures {
 const PUBLISH_BATCH = 500;
 const POLL_MS = 20;
 const READ_BYTES = 256 * 1024;
+/** Rows a second while nothing is to be caught up with, in so many portions. */
+const STEADY_ROWS = 1_000;
+const STEADY_PORTIONS = 50;
+const STEADY_WARM_UP_SECONDS = 8;
 
 async function main(args: readonly string[]): Promise<void> {
-  const { messages, topics } = new Command("store")
+  const { messages, topics, steadySeconds } = new Command("store")
     .option("--messages <n>", "messages of each run", Number, 500_000)
     .option("--topics <n,…>", "numbers of topics, a run each", (text) => text.split(",").map(Number), [1, 1_000])
+    .option("--steady-seconds <n>", "time that rows trickle in for, 0 for not at all", Number, 20)
     .parse(args, { from: "user" }).opts<Options>();
   silenceTimeoutWarning();
   const folder = await Deno.makeTempDir({ prefix: "site_checker-bench-" });
@@ -89,9 +95,90 @@ async function main(args: readonly string[]): Promise<void> {
         copyWal.toFixed(0),
       ]),
     ));
+    if (steadySeconds === 0) return;
+    const steady: SteadyFigures[] = [];
+    for (const count of topics) {
+      steady.push(await measureSteady(stack.connection, { folder, topics: count, seconds: steadySeconds }));
+    }
+    print("");
+    print(formatGrid(
+      ["topics", "rows/s", "CPU, µs/row", "CPU, % of a core", "RSS, MB", "most"]
+        .map((name) => ({ name, align: "right" as const })),
+      steady.map(({ topics, rows, cpuMicros, megabytes, peakMegabytes }) => [
+        String(topics),
+        rows.toFixed(0),
+        cpuMicros.toFixed(0),
+        (cpuMicros * rows / 1e4).toFixed(0),
+        megabytes.toFixed(0),
+        peakMegabytes.toFixed(0),
+      ]),
+    ));
   } finally {
     await Deno.remove(folder, { recursive: true }).catch(() => {});
   }
+}
+
+interface SteadyFigures {
+  readonly topics: number;
+  readonly rows: number;
+  readonly cpuMicros: number;
+  readonly megabytes: number;
+  readonly peakMegabytes: number;
+}
+
+/** What the consumer takes where it has to wait for rows. */
+async function measureSteady(
+  connection: Readonly<Record<string, string>>,
+  { folder, topics, seconds }: { folder: string; topics: number; seconds: number },
+): Promise<SteadyFigures> {
+  const names = Array.from({ length: topics }, (_, index) => `steady-${topics}-${index}`);
+  const prefix = `steady-${topics}-`;
+  await using database = connect(connection);
+  await using producer = await createProducer(connection["KAFKA_BOOTSTRAP_SERVERS"]!, names);
+  let sent = 0;
+  const send = (count: number) =>
+    producer.send(Array.from({ length: count }, () => {
+      const topic = names[sent % names.length]!;
+      return { topic, value: JSON.stringify(createMetric(topic, sent++)) };
+    }));
+  await send(topics);
+  await using child = await startTask("consumer", {
+    args: ["--kafka-topic", `/${prefix}.*/`, "--kafka-group-id", prefix],
+    log: `${folder}/consumer.log`,
+    env: connection,
+  });
+  const stored = async () => {
+    const { rows: [row] } = await database.pool.query(
+      "SELECT coalesce(sum(checks), 0)::int AS rows FROM site_checker.daily WHERE starts_with(name, $1)",
+      [prefix],
+    );
+    return row.rows as number;
+  };
+  while (await stored().catch(() => 0) < topics) {
+    if (!child.running) throw new Error(`The consumer ended:\n${await child.tail()}`);
+    await delay(200);
+  }
+  const trickle = async (seconds: number) => {
+    const begun = performance.now();
+    for (let portion = 1; portion <= seconds * STEADY_PORTIONS; portion++) {
+      await send(STEADY_ROWS / STEADY_PORTIONS);
+      await delay(Math.max(0, begun + portion * 1_000 / STEADY_PORTIONS - performance.now()));
+    }
+    return (performance.now() - begun) / 1_000;
+  };
+  printError(`A trickle into ${topics} topic(s) …`);
+  await trickle(STEADY_WARM_UP_SECONDS);
+  const [before, usage] = [await stored(), await processUsage(child.pid)];
+  const took = await trickle(seconds);
+  const [after, usageAfter] = [await stored(), await processUsage(child.pid)];
+  await child.stop("SIGTERM");
+  return {
+    topics,
+    rows: (after - before) / took,
+    cpuMicros: (usageAfter!.cpuSeconds - usage!.cpuSeconds) / (after - before) * 1e6,
+    megabytes: usageAfter!.megabytes,
+    peakMegabytes: usageAfter!.peakMegabytes,
+  };
 }
 
 async function measure(
@@ -204,13 +291,7 @@ async function publish(
   broker: string,
   { names, messages, rowFile }: { names: readonly string[]; messages: number; rowFile: string },
 ): Promise<void> {
-  const kafka = new Kafka({ brokers: [broker], logLevel: logLevel.NOTHING });
-  const admin = kafka.admin();
-  await admin.connect();
-  await admin.createTopics({ topics: names.map((topic) => ({ topic, numPartitions: 1 })), waitForLeaders: true });
-  await admin.disconnect();
-  const producer = kafka.producer({ createPartitioner: Partitioners.DefaultPartitioner });
-  await producer.connect();
+  await using producer = await createProducer(broker, names);
   using file = await Deno.open(rowFile, { write: true, create: true });
   const encoder = new TextEncoder();
   for (let sent = 0; sent < messages; sent += PUBLISH_BATCH) {
@@ -221,14 +302,34 @@ async function publish(
     const lines = batch.map(({ topic, value }) => copyLine(row(topic, value))).join("");
     const bytes = encoder.encode(lines);
     for (let written = 0; written < bytes.length;) written += await file.write(bytes.subarray(written));
-    await producer.sendBatch({
-      topicMessages: [...Map.groupBy(batch, ({ topic }) => topic)].map(([topic, messages]) => ({
-        topic,
-        messages: messages.map(({ value }) => ({ key: topic, value })),
-      })),
-    });
+    await producer.send(batch);
   }
-  await producer.disconnect();
+}
+
+interface Producer extends AsyncDisposable {
+  send(messages: readonly { readonly topic: string; readonly value: string }[]): Promise<void>;
+}
+
+/** Makes topics, and sends messages to them, each with its topic as key. */
+async function createProducer(broker: string, topics: readonly string[]): Promise<Producer> {
+  const kafka = new Kafka({ brokers: [broker], logLevel: logLevel.NOTHING });
+  const admin = kafka.admin();
+  await admin.connect();
+  await admin.createTopics({ topics: topics.map((topic) => ({ topic, numPartitions: 1 })), waitForLeaders: true });
+  await admin.disconnect();
+  const producer = kafka.producer({ createPartitioner: Partitioners.DefaultPartitioner });
+  await producer.connect();
+  return {
+    async send(messages) {
+      await producer.sendBatch({
+        topicMessages: [...Map.groupBy(messages, ({ topic }) => topic)].map(([topic, messages]) => ({
+          topic,
+          messages: messages.map(({ value }) => ({ key: topic, value })),
+        })),
+      });
+    },
+    [Symbol.asyncDispose]: () => producer.disconnect(),
+  };
 }
 
 function row(topic: string, value: string): { message: KafkaMessage; metric: ReturnType<typeof decodeMetric> } {

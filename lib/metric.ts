@@ -225,7 +225,11 @@ export function encodeMetric(metric: Metric): string {
 
 const strictDecoder = new TextDecoder("utf-8", { fatal: true });
 
-/** Text of bytes; `Buffer` takes half the time, and puts U+FFFD where the strict one throws. */
+/**
+ * Text of bytes in UTF-8; `Buffer` takes half the time, and puts U+FFFD where the strict one throws.
+ *
+ * @throws {TypeError} where they are no UTF-8.
+ */
 function decodeText(bytes: Uint8Array): string {
   const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString();
   return text.includes("\ufffd") ? strictDecoder.decode(bytes) : text;
@@ -240,13 +244,35 @@ function decodeText(bytes: Uint8Array): string {
  * @throws {MetricError} where it is neither, with what was expected.
  */
 export function decodeMetric(message: KafkaMessage): Metric {
-  if (message.value === null) throw new MetricError("expected a metric, got a message without a value");
+  return parseMetric(metricText(message), message);
+}
+
+/**
+ * Text of a message.
+ *
+ * @throws {MetricError} where there is none.
+ */
+export function metricText({ value }: KafkaMessage): string {
+  if (value === null) throw new MetricError("expected a metric, got a message without a value");
+  try {
+    return decodeText(value);
+  } catch (error) {
+    throw new MetricError("expected text in UTF-8", { cause: error });
+  }
+}
+
+/**
+ * Metric in a message's text, as {@linkcode decodeMetric} has it.
+ *
+ * @throws {MetricError} where it is none.
+ */
+export function parseMetric(text: string, message: KafkaMessage): Metric {
   let value: unknown;
   try {
-    value = JSON.parse(decodeText(message.value));
+    value = JSON.parse(text);
     if (typeof value === "string") value = JSON.parse(value);
   } catch (error) {
-    throw new MetricError(error instanceof SyntaxError ? "expected JSON" : "expected text in UTF-8", { cause: error });
+    throw new MetricError("expected JSON", { cause: error });
   }
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
     throw new MetricError("expected a JSON object");
@@ -297,8 +323,9 @@ const JSON_TYPES: Record<Exclude<Column["type"], "jsonb">, { type: string; forma
 const UUID_REGEXP = /^[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}$/i;
 const TIMESTAMP_REGEXP = /^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)$/;
 /** As our producer writes it, on a day that each month has: nearly all, at a tenth of the time that a full look takes. */
-const PLAIN_TIMESTAMP_REGEXP =
-  /^(?!0000)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}Z$/;
+export const PLAIN_TIMESTAMP =
+  "(?!0000)\\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\\d|2[0-8])T(?:[01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d\\.\\d{3}Z";
+const PLAIN_TIMESTAMP_REGEXP = new RegExp(`^${PLAIN_TIMESTAMP}$`);
 const PYTHON_TIMESTAMP_REGEXP = /^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,6})?$/;
 /** Date with a day that some months do not have. */
 const LATE_DAY_REGEXP = /^\d{4}-\d\d-(29|3\d)/;

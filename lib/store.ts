@@ -15,6 +15,7 @@ import {
   RESOLVE_SINCE_SQL,
   rowIdentity,
   summarize,
+  type SummaryChanges,
 } from "./summary.ts";
 import {
   COPY_ROWS_SQL,
@@ -23,8 +24,10 @@ import {
   type DeadLetter,
   deadLetterArrays,
   FIND_LIMITS_SQL,
+  FIND_ROWS_SQL,
   INSERT_DEAD_LETTERS_SQL,
   INSERT_ROWS_SQL,
+  keyArrays,
   LIST_DEAD_LETTERS_SQL,
   MARK_DEAD_LETTERS_SQL,
   markArrays,
@@ -77,6 +80,7 @@ const REFUSED_CONNECTION_REGEXP = /^(?:28|3D000$)/;
 const UNTRUSTED_REGEXP = /^(?:CERT_.*|.*_CERT(?:_.*)?|UNABLE_TO_.*|ERR_TLS_.*|ERR_SSL_.*)$/;
 /** SQLSTATE classes of a row that can't be stored: data exception, constraint violation, limit exceeded. */
 const REFUSED_ROW_REGEXP = /^(?:22|23|54)/;
+const UNIQUE_VIOLATION = "23505";
 const CHECK_VIOLATION = "23514";
 const NO_PRIVILEGE = "42501";
 /** SQLSTATEs of a table, a column or the schema that is not there. */
@@ -102,6 +106,8 @@ export class Store implements AsyncDisposable {
   /** Whether all other tables are known to be there. */
   #prepared = false;
   #maxTopics = DEFAULT_MAX_TOPICS;
+  /** Whether the last batch had rows that were there. */
+  #redelivered = false;
   /** Number of topics' tables beyond which the server's limits are looked at again. */
   #checkLimitsAt = 0;
 
@@ -287,19 +293,34 @@ export class Store implements AsyncDisposable {
     });
   }
 
-  /** The fast way; false where a row is there already or is refused, and nothing was stored. */
+  /**
+   * The fast ways: all of it by COPY, else what is not there yet, since COPY takes no row that is there. A redelivery
+   * rarely comes alone, so that the next batch is looked up at once.
+   *
+   * @returns Whether it is stored; nothing is, where a row is refused.
+   */
   async #copy(rows: readonly Row[], deadLetters: readonly DeadLetter[]): Promise<boolean> {
-    try {
-      await this.#database.transaction(async (client) => {
-        await client.copy(COPY_ROWS_SQL, rows.map(copyLine).join(""));
-        await updateSummaries(client, rows);
-        if (deadLetters.length > 0) await client.query(INSERT_DEAD_LETTERS_SQL, deadLetterArrays(deadLetters));
-      });
-      return true;
-    } catch (error) {
-      if (!isRefusedRow(error)) throw error;
-      return false;
+    for (const looksUp of this.#redelivered ? [true] : [false, true]) {
+      try {
+        // Before the first wait, so that what each row comes to is gone again by then.
+        const all = looksUp ? null : prepare(rows);
+        await this.#database.transaction(async (client) => {
+          const missing = looksUp ? await findMissing(client, rows) : rows;
+          this.#redelivered = missing.length < rows.length;
+          const { lines, changes } = all ?? prepare(missing);
+          if (missing.length > 0) {
+            await client.copy(COPY_ROWS_SQL, lines);
+            await applyChanges(client, changes);
+          }
+          if (deadLetters.length > 0) await client.query(INSERT_DEAD_LETTERS_SQL, deadLetterArrays(deadLetters));
+        });
+        return true;
+      } catch (error) {
+        if (!isRefusedRow(error)) throw error;
+        if (errorCode(error) !== UNIQUE_VIOLATION) return false;
+      }
     }
+    return false;
   }
 
   async #checkLimits(): Promise<void> {
@@ -344,6 +365,32 @@ function splitByTopics(rows: readonly Row[], maxTopics: number): (readonly Row[]
   );
 }
 
+/** What rows come to, as COPY and the summaries take it. */
+function prepare(rows: readonly Row[]): { readonly lines: string; readonly changes: SummaryChanges } {
+  const lines: string[] = [];
+  function* read(): Generator<Row> {
+    for (const row of rows) {
+      lines.push(copyLine(row));
+      yield row;
+      row.forget?.();
+    }
+  }
+  const changes = summarize(read());
+  return { lines: lines.join(""), changes };
+}
+
+/** Rows that are not there, each once. */
+async function findMissing(client: Session, rows: readonly Row[]): Promise<readonly Row[]> {
+  const there = await client.query<{ index: number }>(FIND_ROWS_SQL, keyArrays(rows));
+  const indexes = new Set(there.rows.map(({ index }) => index));
+  const identities = new Set<string>();
+  return rows.filter((row, index) => {
+    if (indexes.has(index)) return false;
+    const { size } = identities;
+    return identities.add(rowIdentity(row)).size > size;
+  });
+}
+
 /** Stores those rows that are not there; halves find those that PostgreSQL refuses. */
 async function storeNew(client: Session, rows: readonly Row[]): Promise<{ readonly refused: DeadLetter[] }> {
   if (rows.length === 0) return { refused: [] };
@@ -352,7 +399,7 @@ async function storeNew(client: Session, rows: readonly Row[]): Promise<{ readon
     const stored = await client.query<{ identity: string }>(INSERT_ROWS_SQL, rowArrays(rows));
     const identities = new Set(stored.rows.map(({ identity }) => identity));
     // Of rows that are twice in here, the first was stored.
-    await updateSummaries(client, rows.filter((row) => identities.delete(rowIdentity(row))));
+    await applyChanges(client, summarize(rows.filter((row) => identities.delete(rowIdentity(row)))));
     await client.query("RELEASE SAVEPOINT rows");
     return { refused: [] };
   } catch (error) {
@@ -370,8 +417,7 @@ async function storeNew(client: Session, rows: readonly Row[]): Promise<{ readon
 }
 
 /** Brings `latest` and `daily` up to date with rows that were not there before this transaction. */
-async function updateSummaries(client: Session, rows: readonly Row[]): Promise<void> {
-  const { latest, daily } = summarize(rows);
+async function applyChanges(client: Session, { latest, daily }: SummaryChanges): Promise<void> {
   if (latest.length === 0) return;
   const { rows: unknown } = await client.query<UnknownSince>(MERGE_LATEST_SQL, latestArrays(latest));
   if (unknown.length > 0) await resolveSince(client, unknown);

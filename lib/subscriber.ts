@@ -3,6 +3,7 @@ import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { type Admin, AssignerProtocol, type Batch, type Consumer, type Kafka, type PartitionAssigner } from "kafkajs";
 import { assignPartitions, type Member } from "./assignment.ts";
+import { quickenCluster } from "./cluster.ts";
 import type { KafkaSettings, OffsetPlace, TopicSelection } from "./config.ts";
 import { ConfigError, errorMessage } from "./error.ts";
 import { asConfigError, type ClientOptions, KafkaClient } from "./kafka.ts";
@@ -16,9 +17,9 @@ import { sleepUntilAborted, whenAborted } from "./schedule.ts";
 const SESSION_TIMEOUT_MS = 10_000;
 
 const HEARTBEAT_INTERVAL_MS = 2_000;
-/** What a fetch brings at most: enough for a transaction or two, and little that waits in memory. */
-const MAX_FETCH_BYTES = 8 * 1024 * 1024;
-const MAX_FETCH_PARTITION_BYTES = 4 * 1024 * 1024;
+/** What a fetch brings at most: enough for a transaction, and little that waits in memory. */
+const MAX_FETCH_BYTES = 4 * 1024 * 1024;
+const MAX_FETCH_PARTITION_BYTES = 2 * 1024 * 1024;
 /** How long a broker may hold an empty fetch; stopping waits for it, and so does each change of topics. */
 const MAX_FETCH_WAIT_MS = 500;
 /**
@@ -86,6 +87,14 @@ interface TopicPartitionOffset {
   readonly topic: string;
   readonly partition: number;
   readonly offset: string;
+}
+
+/** Messages of a partition that lie together; the offsets are in decimal digits. */
+interface Span {
+  readonly topic: string;
+  readonly partition: number;
+  readonly first: string;
+  readonly last: string;
 }
 
 /** Partition → offset to reach, per topic. */
@@ -470,8 +479,11 @@ class Reading {
   handOver(batch: Batch, handle: HandleMessages): Promise<void> {
     const { signal } = this.#generation;
     const { accepted, stored } = handle(toMessages(batch), signal);
+    const { topic, partition } = batch;
+    // Not the batch itself: it would keep all of the client's own records until they are stored.
+    const span = { topic, partition, first: batch.firstOffset() ?? "0", last: batch.lastOffset() };
     const settled = stored.then(
-      (handled) => signal.aborted ? undefined : this.#settle(batch, handled),
+      (handled) => signal.aborted ? undefined : this.#settle(span, handled),
       // Dropped, it is read again; else reading must not go on beyond it.
       (error) => signal.aborted ? undefined : this.#options.onFailed(error),
     ).finally(() => this.#underWay.delete(settled));
@@ -510,12 +522,15 @@ class Reading {
     for (const timer of this.#blocked.values()) clearTimeout(timer);
   }
 
-  async #settle(batch: Batch, handled: Handled): Promise<void> {
-    const { topic, partition } = batch;
-    if (handled === "blocked") return this.#block(batch);
-    const next = BigInt(batch.lastOffset()) + 1n;
+  async #settle(span: Span, handled: Handled): Promise<void> {
+    const { topic, partition, last } = span;
+    const key = `${topic}:${partition}`;
+    // Those behind the first one that waits are read again with it, though they be stored.
+    if (this.#blocked.has(key)) return;
+    if (handled === "blocked") return this.#block(span);
+    const next = BigInt(last) + 1n;
     if (this.#options.commits) {
-      this.#offsets.set(`${topic}:${partition}`, { topic, partition, offset: String(next) });
+      this.#offsets.set(key, { topic, partition, offset: String(next) });
       // A commit that fails is made up for by the next one, or the rows are read again.
       await (this.#commit ??= this.#commitSoon()).catch(() => {});
     }
@@ -533,13 +548,10 @@ class Reading {
   }
 
   /** Goes back to a batch that can't be stored now, after a while. */
-  #block(batch: Batch): void {
-    const { topic, partition } = batch;
+  #block({ topic, partition, first }: Span): void {
     const key = `${topic}:${partition}`;
-    // Those behind the first one are read again with it.
-    if (this.#blocked.has(key)) return;
     this.#consumer.pause([{ topic, partitions: [partition] }]);
-    this.#consumer.seek({ topic, partition, offset: batch.firstOffset() ?? "0" });
+    this.#consumer.seek({ topic, partition, offset: first });
     this.#blocked.set(
       key,
       setTimeout(() => {
@@ -597,32 +609,38 @@ async function withHeartbeats<T>(work: Promise<T>, heartbeat: () => Promise<void
  * @param owned What this member has read so far.
  */
 function subscriptionAssigner(owned: () => Readonly<Record<string, readonly number[]>>): PartitionAssigner {
-  return ({ cluster }) => ({
-    name: "site_checker",
-    version: 0,
-    protocol({ topics }) {
-      const userData = Buffer.from(JSON.stringify({ owned: owned() }));
-      return {
-        name: this.name,
-        metadata: AssignerProtocol.MemberMetadata.encode({ version: this.version, topics, userData }),
-      };
-    },
-    async assign({ members }) {
-      const decoded = members.map(({ memberId, memberMetadata }): Member => {
-        const metadata = AssignerProtocol.MemberMetadata.decode(memberMetadata);
-        return { id: memberId, topics: metadata?.topics ?? [], owned: ownedPartitions(metadata?.userData) };
-      });
-      const topics = [...new Set(decoded.flatMap((member) => member.topics))].sort();
-      await cluster.addMultipleTargetTopics(topics);
-      const partitions = new Map(
-        topics.map((topic) => [topic, cluster.findTopicPartitionMetadata(topic).map(({ partitionId }) => partitionId)]),
-      );
-      return assignPartitions(decoded, partitions).map(({ id, assignment }) => ({
-        memberId: id,
-        memberAssignment: AssignerProtocol.MemberAssignment.encode({ version: 0, assignment, userData: EMPTY }),
-      }));
-    },
-  });
+  return ({ cluster }) => {
+    // The one place where the client hands it out.
+    quickenCluster(cluster);
+    return ({
+      name: "site_checker",
+      version: 0,
+      protocol({ topics }) {
+        const userData = Buffer.from(JSON.stringify({ owned: owned() }));
+        return {
+          name: this.name,
+          metadata: AssignerProtocol.MemberMetadata.encode({ version: this.version, topics, userData }),
+        };
+      },
+      async assign({ members }) {
+        const decoded = members.map(({ memberId, memberMetadata }): Member => {
+          const metadata = AssignerProtocol.MemberMetadata.decode(memberMetadata);
+          return { id: memberId, topics: metadata?.topics ?? [], owned: ownedPartitions(metadata?.userData) };
+        });
+        const topics = [...new Set(decoded.flatMap((member) => member.topics))].sort();
+        await cluster.addMultipleTargetTopics(topics);
+        const partitions = new Map(
+          topics.map((
+            topic,
+          ) => [topic, cluster.findTopicPartitionMetadata(topic).map(({ partitionId }) => partitionId)]),
+        );
+        return assignPartitions(decoded, partitions).map(({ id, assignment }) => ({
+          memberId: id,
+          memberAssignment: AssignerProtocol.MemberAssignment.encode({ version: 0, assignment, userData: EMPTY }),
+        }));
+      },
+    });
+  };
 }
 
 /** What a member says that it has read so far; nothing where another version says it in another way. */

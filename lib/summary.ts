@@ -1,4 +1,5 @@
-import type { Metric, VERDICTS } from "./metric.ts";
+import type { VERDICTS } from "./metric.ts";
+import type { Brief } from "./plain_metric.ts";
 import { constraintName, DAILY, LATEST, PARENT, qualifiedName, quoteIdentifier, type Row } from "./table.ts";
 
 /**
@@ -33,19 +34,19 @@ interface Place {
   readonly ms: number;
   /** Microseconds on top of it. */
   readonly micros: number;
-  readonly metric: Metric;
+  readonly check: Brief;
 }
 
 /** What a batch says of a name and location, for `latest`. */
 export interface LatestChange {
   /** The last check. */
-  readonly last: Metric;
+  readonly last: Brief;
   /** The first check behind the previous one: that since which the verdict is what it is. */
-  readonly first: Metric;
+  readonly first: Brief;
   /** The last check with another verdict, if there is one. */
-  readonly previous: Metric | null;
+  readonly previous: Brief | null;
   /** The last check that saw a certificate, if there is one. */
-  readonly certified: Metric | null;
+  readonly certified: Brief | null;
   /** Topics of its checks. */
   readonly topics: readonly string[];
 }
@@ -94,7 +95,7 @@ class Series {
 
   /** Takes a later check. */
   advance(place: Place): void {
-    if (place.metric.verdict !== this.last.metric.verdict) {
+    if (place.check.verdict !== this.last.check.verdict) {
       this.previous = this.last;
       this.first = place;
     }
@@ -104,7 +105,7 @@ class Series {
   /** Puts checks that came out of order in order. */
   settle(): void {
     if (!this.mixed) return;
-    const places = this.rows.map(({ metric }) => placeOf(metric)).sort(comparePlaces);
+    const places = this.rows.map(({ brief }) => placeOf(brief)).sort(comparePlaces);
     this.last = this.first = places[0]!;
     this.previous = null;
     for (const place of places) this.advance(place);
@@ -112,14 +113,14 @@ class Series {
 }
 
 /** What new rows change in `latest` and `daily`. */
-export function summarize(rows: readonly Row[]): SummaryChanges {
+export function summarize(rows: Iterable<Row>): SummaryChanges {
   const allSeries = new Map<string, Series>();
   for (const row of rows) {
-    const { metric, message: { topic } } = row;
-    if (!metric.final) continue;
-    const place = placeOf(metric);
+    const { brief: check, message: { topic } } = row;
+    if (!check.final) continue;
+    const place = placeOf(check);
     // No text has a NUL in it.
-    const key = metric.location === null ? metric.name : `${metric.name}\0${metric.location}`;
+    const key = check.location === null ? check.name : `${check.name}\0${check.location}`;
     let series = allSeries.get(key);
     if (series === undefined) allSeries.set(key, series = new Series(place));
     else if (series.mixed || comparePlaces(place, series.last) < 0) series.mixed = true;
@@ -127,7 +128,7 @@ export function summarize(rows: readonly Row[]): SummaryChanges {
     series.rows.push(row);
     if (!series.topics.includes(topic)) series.topics.push(topic);
     if (
-      metric.cert_expires_at !== null &&
+      check.cert_expires_at !== null &&
       (series.certified === null || comparePlaces(place, series.certified) > 0)
     ) series.certified = place;
     addToDay(series, place);
@@ -136,17 +137,17 @@ export function summarize(rows: readonly Row[]): SummaryChanges {
   for (const series of sorted) series.settle();
   return {
     latest: sorted.map(({ last, first, previous, certified, topics }) => ({
-      last: last.metric,
-      first: first.metric,
-      previous: previous?.metric ?? null,
-      certified: certified?.metric ?? null,
+      last: last.check,
+      first: first.check,
+      previous: previous?.check ?? null,
+      certified: certified?.check ?? null,
       topics,
     })),
     daily: sorted.flatMap(({ days }) => [...days].sort(([a], [b]) => a - b).map(([, day]) => day)),
   };
 }
 
-function addToDay({ days }: Series, { ms, metric: { name, location, verdict, response_time } }: Place): void {
+function addToDay({ days }: Series, { ms, check: { name, location, verdict, response_time } }: Place): void {
   const number = Math.floor(ms / DAY_MS);
   let day = days.get(number);
   if (day === undefined) {
@@ -183,13 +184,13 @@ function bucketOf(responseMs: number): number {
 }
 
 /** Rounds to microseconds as PostgreSQL does. */
-function placeOf(metric: Metric): Place {
-  const text = metric.occurred_at;
+function placeOf(check: Brief): Place {
+  const text = check.occurred_at;
   // As our producer writes it.
-  if (text.length === 24 && text.endsWith("Z") && text[19] === ".") return { ms: Date.parse(text), micros: 0, metric };
+  if (text.length === 24 && text.endsWith("Z") && text[19] === ".") return { ms: Date.parse(text), micros: 0, check };
   const { seconds, fraction = "", zone } = NANOSECONDS_REGEXP.exec(text)!.groups! as Record<string, string>;
   const total = roundHalfEven(Number(`0${fraction}`) * 1e6);
-  return { ms: Date.parse(seconds + zone!) + Math.floor(total / 1_000), micros: total % 1_000, metric };
+  return { ms: Date.parse(seconds + zone!) + Math.floor(total / 1_000), micros: total % 1_000, check };
 }
 
 function roundHalfEven(value: number): number {
@@ -201,14 +202,14 @@ function roundHalfEven(value: number): number {
 function comparePlaces(a: Place, b: Place): number {
   if (a.ms !== b.ms) return a.ms - b.ms;
   if (a.micros !== b.micros) return a.micros - b.micros;
-  const [idA, idB] = [a.metric.id.toLowerCase(), b.metric.id.toLowerCase()];
+  const [idA, idB] = [a.check.id.toLowerCase(), b.check.id.toLowerCase()];
   return idA < idB ? -1 : idA > idB ? 1 : 0;
 }
 
 /** Identity of a row as the database has it: its topic, time in µs and id, as `INSERT_ROWS_SQL` returns them. */
-export function rowIdentity({ message: { topic }, metric }: Row): string {
-  const { ms, micros } = placeOf(metric);
-  return `${topic}/${BigInt(ms) * 1_000n + BigInt(micros)}/${metric.id.toLowerCase()}`;
+export function rowIdentity({ message: { topic }, brief }: Row): string {
+  const { ms, micros } = placeOf(brief);
+  return `${topic}/${BigInt(ms) * 1_000n + BigInt(micros)}/${brief.id.toLowerCase()}`;
 }
 
 const LATEST_COLUMNS = [

@@ -1,7 +1,8 @@
 import { ConfigError } from "./error.ts";
 import type { Handled, Handling } from "./subscriber.ts";
 import type { Log } from "./log.ts";
-import { decodeMetric, type KafkaMessage, MetricError } from "./metric.ts";
+import { type KafkaMessage, type Metric, MetricError, metricText, parseMetric } from "./metric.ts";
+import { type Brief, type PlainMetric, readPlainMetric } from "./plain_metric.ts";
 import { retryForever } from "./retry.ts";
 import type { Store } from "./store.ts";
 import type { DeadLetter, Row } from "./table.ts";
@@ -20,7 +21,7 @@ export function decodeMessages(messages: readonly KafkaMessage[]): Decoded {
   const deadLetters: DeadLetter[] = [];
   for (const message of messages) {
     try {
-      rows.push({ message, metric: decodeMetric(message) });
+      rows.push(decodeRow(message));
     } catch (error) {
       if (!(error instanceof MetricError)) throw error;
       deadLetters.push({ message, reason: error.message });
@@ -29,26 +30,67 @@ export function decodeMessages(messages: readonly KafkaMessage[]): Decoded {
   return { rows, deadLetters };
 }
 
+/** A row that is read again where what was read is forgotten: much that is in memory waits for the database. */
+class PlainRow implements Row {
+  readonly message: KafkaMessage;
+  #read: PlainMetric | null;
+
+  constructor(message: KafkaMessage, read: PlainMetric) {
+    this.message = message;
+    this.#read = read;
+  }
+
+  get metric(): Metric {
+    return parseMetric(metricText(this.message), this.message);
+  }
+
+  get brief(): Brief {
+    return this.#plain.brief;
+  }
+
+  get fields(): string {
+    return this.#plain.fields;
+  }
+
+  forget(): void {
+    this.#read = null;
+  }
+
+  get #plain(): PlainMetric {
+    return this.#read ??= readPlainMetric(metricText(this.message))!;
+  }
+}
+
+function decodeRow(message: KafkaMessage): Row {
+  const text = metricText(message);
+  const plain = readPlainMetric(text);
+  if (plain !== null) return new PlainRow(message, plain);
+  const metric = parseMetric(text, message);
+  return { message, metric, brief: metric };
+}
+
 /** Options of {@linkcode Writer}. */
 export interface WriterOptions {
   /** Where to tell of a database that is away. */
   readonly log: Log;
   /** Gives up what is not stored yet. */
   readonly signal: AbortSignal;
+  /** Transactions under way at a time, each with a connection of its own. Default: 1. */
+  readonly transactions?: number;
 }
 
-interface Pending extends Decoded {
+interface Pending {
+  readonly messages: readonly KafkaMessage[];
   readonly topic: string;
-  readonly size: number;
   /** Aborted when nobody wants it to be stored any more. */
   readonly signal: AbortSignal;
   readonly stored: PromiseWithResolvers<Handled>;
 }
 
-/** Messages that one transaction takes at most (more where one partition hands over more at once). */
-const MAX_BATCH_MESSAGES = 5_000;
-/** Messages that wait for the database at most, about 3 kB each; reading waits then. */
-const MAX_QUEUED_MESSAGES = 10_000;
+/** Messages that a transaction takes (more where one partition hands over more at once). */
+const MAX_BATCH_MESSAGES = 4_000;
+/** Messages that wait for the database, about 1.5 kB each; reading waits then. What is read at once comes on top. */
+const MAX_QUEUED_MESSAGES = 4_000;
 
 /**
  * Gathers what many partitions hand over while a transaction is under way into the next one, so that a thousand topics
@@ -59,18 +101,23 @@ export class Writer {
   readonly #log: Log;
   readonly #signal: AbortSignal;
   readonly #blocked = new Map<string, string>();
+  readonly #transactions: number;
   #queue: Pending[] = [];
   #queued = 0;
   #room = Promise.withResolvers<void>();
-  #writing = false;
+  #gathering = false;
+  #underWay = 0;
+  /** Whether all batches up to the last one that was begun were stored, once that is known. */
+  #settled: Promise<boolean> = Promise.resolve(true);
   #rows = 0;
   #deadLetters = 0;
 
   /** Begins with the first {@linkcode Writer.write}. */
-  constructor(store: Store, { log, signal }: WriterOptions) {
+  constructor(store: Store, { log, signal, transactions = 1 }: WriterOptions) {
     this.#store = store;
     this.#log = log;
     this.#signal = signal;
+    this.#transactions = transactions;
   }
 
   /** Rows and dead letters that were stored, redelivered ones counted again. */
@@ -88,9 +135,9 @@ export class Writer {
     const [first] = messages;
     if (first === undefined) stored.resolve("stored");
     else {
-      this.#queue.push({ ...decodeMessages(messages), topic: first.topic, size: messages.length, signal, stored });
+      this.#queue.push({ messages, topic: first.topic, signal, stored });
       this.#queued += messages.length;
-      if (!this.#writing) void this.#run();
+      this.#gather();
     }
     return { accepted: this.#untilRoom(), stored: stored.promise };
   }
@@ -99,21 +146,57 @@ export class Writer {
     while (this.#queued >= MAX_QUEUED_MESSAGES) await this.#room.promise;
   }
 
-  async #run(): Promise<void> {
-    this.#writing = true;
-    // What arrives in the same turn of the event loop goes along.
-    await new Promise((resolve) => setTimeout(resolve, 0));
-    while (this.#queue.length > 0) {
+  /** What arrives in the same turn of the event loop goes along. */
+  #gather(): void {
+    if (this.#gathering) return;
+    this.#gathering = true;
+    setTimeout(() => {
+      this.#gathering = false;
+      this.#begin();
+    }, 0);
+  }
+
+  #begin(): void {
+    while (this.#queue.length > 0 && this.#mayBegin()) {
       const batch = this.#take();
-      try {
-        await this.#storeBatch(batch);
-      } catch (error) {
-        for (const { stored } of batch) stored.reject(error);
-      }
       this.#room.resolve();
       this.#room = Promise.withResolvers();
+      if (batch.length === 0) continue;
+      this.#underWay++;
+      this.#settled = this.#finish(batch, this.#settled);
     }
-    this.#writing = false;
+  }
+
+  /** Little that waits is for the next transaction: each has a price of its own. */
+  #mayBegin(): boolean {
+    if (this.#underWay === 0) return true;
+    return this.#underWay < this.#transactions && this.#queued >= MAX_BATCH_MESSAGES;
+  }
+
+  /**
+   * Stores a batch, and says so once those before it are stored: an offset that is committed stands for all before it. Once
+   * one was given up, none behind it is said to be stored; it is read again.
+   */
+  async #finish(batch: readonly Pending[], before: Promise<boolean>): Promise<boolean> {
+    let handled: ReadonlyMap<string, string> | undefined;
+    let failure: unknown;
+    try {
+      handled = await this.#storeBatch(batch);
+    } catch (error) {
+      failure = error;
+    }
+    this.#underWay--;
+    this.#begin();
+    if (!await before) {
+      handled = undefined;
+      failure ??= new DOMException("What comes before it is not stored", "AbortError");
+    }
+    if (handled === undefined) {
+      for (const { stored } of batch) stored.reject(failure);
+      return false;
+    }
+    for (const { topic, stored } of batch) stored.resolve(handled.has(topic) ? "blocked" : "stored");
+    return true;
   }
 
   #take(): Pending[] {
@@ -122,25 +205,25 @@ export class Writer {
     let taken = 0;
     while (taken < this.#queue.length && (messages === 0 || messages < MAX_BATCH_MESSAGES)) {
       const pending = this.#queue[taken++]!;
-      this.#queued -= pending.size;
+      this.#queued -= pending.messages.length;
       if (pending.signal.aborted) {
         pending.stored.reject(pending.signal.reason);
         continue;
       }
-      messages += pending.size;
+      messages += pending.messages.length;
       batch.push(pending);
     }
     this.#queue = this.#queue.slice(taken);
     return batch;
   }
 
-  async #storeBatch(batch: readonly Pending[]): Promise<void> {
-    if (batch.length === 0) return;
+  /** @returns Reasons by topic, of topics that can't be stored now. */
+  async #storeBatch(batch: readonly Pending[]): Promise<ReadonlyMap<string, string>> {
     const blocked = await retryForever(async () => {
       const blocked = await this.#store.ensureTables(batch.map(({ topic }) => topic));
       const storable = batch.filter(({ topic }) => !blocked.has(topic));
-      const rows = storable.flatMap(({ rows }) => rows);
-      const deadLetters = storable.flatMap(({ deadLetters }) => deadLetters);
+      // Not before: decoded, they take several times the memory.
+      const { rows, deadLetters } = decodeMessages(storable.flatMap(({ messages }) => messages));
       if (storable.length > 0) {
         this.#count(rows.length, deadLetters.length, await this.#store.write({ rows, deadLetters }));
       }
@@ -152,7 +235,7 @@ export class Writer {
       isFinal: (error) => error instanceof ConfigError,
     });
     this.#report(blocked, batch);
-    for (const { topic, stored } of batch) stored.resolve(blocked.has(topic) ? "blocked" : "stored");
+    return blocked;
   }
 
   #count(rows: number, deadLetters: number, refused: number): void {

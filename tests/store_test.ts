@@ -5,6 +5,7 @@ import { ConfigError } from "../lib/error.ts";
 import type { Log } from "../lib/log.ts";
 import { decodeMessages, Writer } from "../lib/writer.ts";
 import { Store } from "../lib/store.ts";
+import type { DeadLetter } from "../lib/table.ts";
 import { freePorts } from "../local/port.ts";
 import { startPostgres } from "../local/postgres.ts";
 import { makeDatabase, metricMessage, type TestDatabase, testStack } from "./support.ts";
@@ -38,6 +39,11 @@ function batch(topic: string, ...values: string[]): ReturnType<typeof decodeMess
   })));
 }
 
+/** A message's identity has its record's time in it. */
+function sameTime(letter: DeadLetter): DeadLetter {
+  return { ...letter, message: { ...letter.message, timestamp: 0 } };
+}
+
 Deno.test("Store.write() stores a batch once, however often it comes", async () => {
   await using database = await makeDatabase();
   await using store = await Store.open(settings(database), { log: SILENT });
@@ -69,15 +75,17 @@ Deno.test("Store.write() keeps every property as it came", async () => {
     tags: { team: "a\tb" },
     cert_expires_at: "2030-01-02T03:04:05.678Z",
   };
-  for (let way = 0; way < 2; way++) {
-    // Together with a row that is there already, the second one takes the slower way.
+  await database.query("ALTER TABLE site_checker.all_checks ADD CONSTRAINT no_teapot CHECK (attempt <> 418)");
+  for (let way = 0; way < 3; way++) {
+    // Together with a row that is there already, and with one that is refused, it takes slower ways.
     const { rows } = batch("a", metricMessage("a", { ...properties, status_code: way }));
     const there = way === 0 ? [] : batch(
       "a",
       metricMessage("a", { id: "01890000-0000-7000-8000-000000000000", occurred_at: "2024-01-01T00:00:00Z" }),
     ).rows;
     await store.write({ rows: there, deadLetters: [] });
-    await store.write({ rows: [...rows, ...there], deadLetters: [] });
+    const refused = way < 2 ? [] : batch("a", metricMessage("a", { attempt: 418 })).rows;
+    await store.write({ rows: [...rows, ...there, ...refused], deadLetters: [] });
     const [stored] = await database.query(
       `SELECT error_message, response_time, body_bytes::float AS body_bytes, host(ip) AS ip, failed, tags,
         to_char(cert_expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS cert_expires_at
@@ -86,6 +94,27 @@ Deno.test("Store.write() keeps every property as it came", async () => {
     );
     assert.deepEqual(stored, properties);
   }
+});
+
+Deno.test("Store.write() leaves out what is there, and counts the others once", async () => {
+  await using database = await makeDatabase();
+  await using store = await Store.open(settings(database), { log: SILENT });
+  const topics = ["a", "b", "c", "d"];
+  await store.ensureTables(topics);
+  const rows = topics.flatMap((topic) => batch(topic, ...Array.from({ length: 50 }, () => metricMessage("x"))).rows);
+  for (let i = 0; i < 10; i++) {
+    const there = rows.filter(() => Math.random() < 0.2);
+    const more = topics.flatMap((topic) => batch(topic, metricMessage("x"), metricMessage(topic)).rows);
+    // Some of them twice: the first one counts.
+    const some = [...there, ...more, ...more.slice(0, 3)].sort(() => Math.random() - 0.5);
+    await store.write({ rows: some, deadLetters: batch("a", "poison").deadLetters.map(sameTime) });
+    const stored = await counts(database);
+    assert.deepEqual(stored, { rows: stored["rows"], ids: stored["rows"], letters: 1, checks: stored["rows"] });
+    rows.push(...more);
+  }
+  await store.write({ rows, deadLetters: [] });
+  await store.write({ rows, deadLetters: [] });
+  assert.deepEqual(await counts(database), { rows: rows.length, ids: rows.length, letters: 1, checks: rows.length });
 });
 
 Deno.test("Store.ensureTables() works for two at once, and again for tables that went away", async () => {
@@ -328,6 +357,70 @@ Deno.test("Writer does nothing twice where a connection ends between COMMIT and 
     );
   }
   assert.deepEqual(await counts(database), { rows: 5, ids: 5, letters: 5, checks: 5 });
+});
+
+/** A writer of two transactions: the first waits for a lock, the second, of other topics and names, is in the database. */
+async function startOvertaking(database: TestDatabase, store: Store, signal: AbortSignal): Promise<{
+  readonly settled: string[];
+  readonly both: Promise<unknown>;
+  /** Gives the lock free. */
+  end(): Promise<void>;
+}> {
+  const messages = (topic: string) =>
+    batch(topic, ...Array.from({ length: 4_000 }, () => metricMessage(topic))).rows.map(({ message }) => message);
+  await store.ensureTables(["a", "b"]);
+  await store.write({ ...batch("a", metricMessage("a")) });
+  const admin = new pg.Client({ ...testStack().postgres, database: database.name });
+  await admin.connect();
+  await admin.query("BEGIN");
+  await admin.query("SELECT FROM site_checker.latest WHERE name = 'a' FOR UPDATE");
+  const writer = new Writer(store, { log: SILENT, signal, transactions: 2 });
+  const settled: string[] = [];
+  const write = async (topic: string) => {
+    const { stored } = writer.write(messages(topic), new AbortController().signal);
+    settled.push(await stored.then((handled) => `${topic} ${handled}`, () => `${topic} given up`));
+  };
+  const first = write("a");
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  const both = Promise.all([first, write("b")]);
+  for (let rows = 0; rows < 4_000; await new Promise((resolve) => setTimeout(resolve, 20))) {
+    [{ rows } = { rows: 0 }] = await database.query<{ rows: number }>(
+      "SELECT count(*)::int AS rows FROM site_checker.b",
+    );
+  }
+  return {
+    settled,
+    both,
+    async end() {
+      await admin.query("ROLLBACK");
+      await admin.end();
+    },
+  };
+}
+
+Deno.test("Writer says in their order what is stored, though a later transaction be done first", async () => {
+  await using database = await makeDatabase();
+  await using store = await Store.open(settings(database), { log: SILENT });
+  const { settled, both, end } = await startOvertaking(database, store, new AbortController().signal);
+  assert.deepEqual(settled, []);
+  await end();
+  await both;
+  assert.deepEqual(settled, ["a stored", "b stored"]);
+  assert.deepEqual(await counts(database), { rows: 8_001, ids: 8_001, letters: 0, checks: 8_001 });
+});
+
+Deno.test("Writer gives up what comes behind what it gave up, though that be in the database", async () => {
+  await using database = await makeDatabase();
+  await using store = await Store.open(settings(database), { log: SILENT });
+  const controller = new AbortController();
+  const { settled, both, end } = await startOvertaking(database, store, controller.signal);
+  controller.abort();
+  await database.query(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'site_checker' AND state = 'active'",
+  );
+  await both;
+  await end();
+  assert.deepEqual(settled, ["a given up", "b given up"]);
 });
 
 Deno.test("Store uses the server that takes writes, and the next one when it goes", async () => {
