@@ -1,6 +1,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Site } from "./site.ts";
 import type { Inspection } from "./connection.ts";
+import { Deadline } from "./deadline.ts";
 import type { Evaluator } from "./evaluator.ts";
 import { type Exchange, exchangeOver, failedExchange, prepare } from "./exchange.ts";
 import { answerTexts, type TextAnswers } from "./expectation.ts";
@@ -70,17 +71,16 @@ export async function check(
   }: CheckOptions,
 ): Promise<Metric> {
   const { texts } = site.expectations;
-  const timeout = AbortSignal.timeout(site.timeoutMs);
-  const ended = signal === undefined ? timeout : AbortSignal.any([signal, timeout]);
+  using deadline = new Deadline(site.timeoutMs, signal);
   const until = performance.now() + site.timeoutMs;
   // Within the timeout, yet no part of any time that is told of the site.
-  const grant = await tokens?.grant(site, ended) ?? null;
+  const grant = await tokens?.grant(site, deadline.signal) ?? null;
   let clock = now();
-  using look = inspector?.begin(site, ended) ?? null;
+  using look = inspector?.begin(site, deadline.signal) ?? null;
   const hindrance = site.limits.connectTimeoutMs === null ? null : await look?.hindrance() ?? null;
   const send = () =>
     exchangeOver(prepare(grant?.site ?? site, client), {
-      signal: ended,
+      signal: deadline.signal,
       fetch,
       start: performance.now(),
       keepBytes: texts.some(({ error }) => error !== "header")
