@@ -45,6 +45,8 @@ export interface CheckObserver {
 
 /** Of a longer body, patterns and expressions see this much; all of it is read, counted and hashed. */
 const MAX_TEXT_BYTES = 16 * 1024 * 1024;
+/** What an excerpt sees beyond its end, so that no secret is cut in two there. */
+const SECRET_BYTES = 4 * 1024;
 /** What patterns and expressions have at least, where the response took nearly all of the time. */
 const MIN_ANSWER_MS = 100;
 
@@ -85,7 +87,7 @@ export async function check(
       start: performance.now(),
       keepBytes: texts.some(({ error }) => error !== "header")
         ? MAX_TEXT_BYTES
-        : Math.max(site.excerptBytes, observer?.keepBytes ?? 0),
+        : Math.max(site.excerptBytes > 0 ? site.excerptBytes + SECRET_BYTES : 0, observer?.keepBytes ?? 0),
     });
   let exchange = hindrance === null ? await send() : failedExchange(hindrance);
   while (await grant?.mustRepeat(exchange)) {
@@ -106,7 +108,7 @@ export async function check(
     signal,
   });
   observer?.judging(exchange, answers);
-  return judge(site, exchange, {
+  return judge(grant?.site ?? site, exchange, {
     ...clock,
     scheduledAt,
     attempt,

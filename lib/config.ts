@@ -5,17 +5,10 @@ import type { LOG_LEVELS } from "./log.ts";
 import { nearest } from "./nearest.ts";
 import { flagNames, type Setting, SETTINGS, type SPOOL_SYNCS, type SSL_MODES } from "./setting.ts";
 import { PROXY_VARIABLES } from "./client.ts";
+import { HIDDEN } from "./secret.ts";
 import { createSite, type Identity, type Site } from "./site.ts";
 import { checkDefaults, SiteSource } from "./site_source.ts";
-import {
-  type Given,
-  HIDDEN,
-  hideCredentials,
-  type LookUpVariable,
-  parseGiven,
-  type SiteSection,
-  Source,
-} from "./source.ts";
+import { type Given, hideCredentials, type LookUpVariable, parseGiven, type SiteSection, Source } from "./source.ts";
 import type { SlotLimits } from "./slots.ts";
 import { pathExists } from "./text_file.ts";
 import { checkTopicName, parseTopics } from "./topic.ts";

@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import type { Limits, Site } from "./site.ts";
 import type { EncodedText } from "./evaluation.ts";
-import { hideUserInfo } from "./excerpt.ts";
+import { hideUserInfo } from "./secret.ts";
 import { type Failure, LimitError, RedirectError } from "./failure.ts";
 import type { Phase } from "./metric.ts";
 import { isBlockedPort } from "./value.ts";

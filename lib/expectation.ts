@@ -1,6 +1,6 @@
 import { type Answer, answerPattern, decodeText, type EncodedText, type Question } from "./evaluation.ts";
 import type { Asked, Evaluator } from "./evaluator.ts";
-import { shownHeader } from "./excerpt.ts";
+import { shownHeader } from "./secret.ts";
 import type { CheckError, Json } from "./metric.ts";
 import type { Pattern } from "./pattern.ts";
 import { formatStatusRanges, includesStatus, type StatusRange } from "./value.ts";

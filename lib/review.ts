@@ -1,4 +1,4 @@
-import { shownHeader } from "./excerpt.ts";
+import { shownHeader } from "./secret.ts";
 import { describeText, type Expectations, shorten, type TextAnswers, type TextExpectation } from "./expectation.ts";
 import type { CheckError, Json, Metric } from "./metric.ts";
 import type { SiteKey } from "./setting.ts";

@@ -3,9 +3,9 @@ import { type ClientSettings, readClientSettings } from "./client.ts";
 import type { Expectations } from "./expectation.ts";
 import { MAINTENANCE_TAG } from "./maintenance.ts";
 import { basicAuthorization, readRequest, type RequestSettings } from "./request.ts";
+import { HIDDEN } from "./secret.ts";
 import { SETTINGS } from "./setting.ts";
 import type { SiteSource } from "./site_source.ts";
-import { HIDDEN } from "./source.ts";
 import { readTiming, type Timing } from "./timing.ts";
 import { formatBytes, formatDuration, type StatusRange } from "./value.ts";
 

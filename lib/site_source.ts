@@ -1,7 +1,8 @@
 import { ConfigError } from "./error.ts";
 import type { IniSection } from "./ini.ts";
+import { HIDDEN } from "./secret.ts";
 import { type Setting, SETTINGS, type SiteKey, type SiteValue } from "./setting.ts";
-import { type Given, HIDDEN, hideCredentials, parseGiven, type Source } from "./source.ts";
+import { type Given, hideCredentials, parseGiven, type Source } from "./source.ts";
 
 /**
  * Reads each value of `[defaults]`, since no site may come to take it.

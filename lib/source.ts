@@ -3,6 +3,7 @@ import type { CommandLine } from "./command.ts";
 import { ConfigError } from "./error.ts";
 import { type Ini, type IniEntry, type IniSection, parseIni } from "./ini.ts";
 import { nearest } from "./nearest.ts";
+import { HIDDEN } from "./secret.ts";
 import { environmentName, flagNames, type SectionName, type Setting, SETTINGS, variableNames } from "./setting.ts";
 import { readTextFile } from "./text_file.ts";
 import { checkTopicName } from "./topic.ts";
@@ -32,8 +33,6 @@ export interface SiteSection {
   readonly section: IniSection;
 }
 
-/** What stands for a secret where settings are shown. */
-export const HIDDEN = "********";
 /** Section with what holds for all sites. */
 const DEFAULTS_SECTION = "defaults";
 const SITE_SECTION_REGEXP = /^website_(?<name>.*)$/s;

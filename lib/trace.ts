@@ -10,13 +10,14 @@ import {
 import { errorMessage } from "./error.ts";
 import { decodeText } from "./evaluation.ts";
 import { Evaluator } from "./evaluator.ts";
-import { HIDDEN, isSecretHeader, shownHeader } from "./excerpt.ts";
+
 import type { Exchange } from "./exchange.ts";
 import type { TextAnswers } from "./expectation.ts";
 import { Inspector } from "./inspector.ts";
 import { isWithin } from "./maintenance.ts";
 import type { CheckError, Metric } from "./metric.ts";
 import { type Reviewed, reviewExpectations } from "./review.ts";
+import { HIDDEN, hideAll, isSecretHeader, secretsOf, shownHeader } from "./secret.ts";
 import type { Site } from "./site.ts";
 import { Tokens } from "./token.ts";
 import { round } from "./verdict.ts";
@@ -155,8 +156,6 @@ const BODY_BYTES = 4 * 1_024;
 const BODY_LENGTH = 1_000;
 /** A look at another host that is still under way at the end of the check has this much more time. */
 const LOOK_GRACE_MS = 1_000;
-/** Shorter secrets of the settings may be part of anything, and are hidden in their own places alone. */
-const MIN_SECRET_LENGTH = 6;
 
 /**
  * Checks a site once, and tells how it went. It is the check that the producer makes, {@linkcode check}, with a look at
@@ -393,44 +392,6 @@ function rounded<T extends object>(value: T): T {
   return Object.fromEntries(
     Object.entries(value).map(([key, value]) => [key, key.endsWith("_ms") ? round(value) : value]),
   ) as T;
-}
-
-/** What nobody may see of what was sent and of the settings, as it is and as a site may quote it. */
-function secretsOf({ request, client }: Site, sent: Iterable<string>): string[] {
-  const { username = "", password = "" } = client.proxy?.basicAuth ?? {};
-  const secrets = [
-    ...[...sent].flatMap((value) => [value, withoutScheme(value), ...credentialsOf(value)]),
-    ...[`${username}:${password}`, password],
-    request.oauth?.clientSecret ?? "",
-    request.body === null ? "" : new TextDecoder().decode(request.body),
-  ].filter(({ length }) => length >= MIN_SECRET_LENGTH);
-  const quoted = secrets.flatMap((secret) => [
-    secret,
-    JSON.stringify(secret).slice(1, -1),
-    encodeURIComponent(secret.toWellFormed()),
-    Buffer.from(secret).toString("base64"),
-  ]);
-  // The longest first: one may be a part of another.
-  return [...new Set(quoted)].sort((a, b) => b.length - a.length);
-}
-
-/** User with password, and password, of basic authentication. */
-function credentialsOf(value: string): string[] {
-  if (!/^basic /i.test(value)) return [];
-  const credentials = Buffer.from(withoutScheme(value), "base64").toString();
-  return [credentials, credentials.slice(credentials.indexOf(":") + 1)];
-}
-
-function withoutScheme(value: string): string {
-  return value.replace(/^\S+ +/, "");
-}
-
-/** The same without the secrets, wherever they stand: a site may answer with what it was sent. */
-function hideAll<T>(value: T, secrets: readonly string[]): T {
-  if (typeof value === "string") return secrets.reduce((text, secret) => text.replaceAll(secret, HIDDEN), value) as T;
-  if (Array.isArray(value)) return value.map((one) => hideAll(one, secrets)) as T;
-  if (typeof value !== "object" || value === null) return value;
-  return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, hideAll(one, secrets)])) as T;
 }
 
 /** Characters that are none to look at, and that terminals may act on. */

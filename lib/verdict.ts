@@ -1,4 +1,5 @@
 import { v7 as uuidv7 } from "uuid";
+import { hideAll, secretsOf } from "./secret.ts";
 import type { Site } from "./site.ts";
 import { excerptOf } from "./excerpt.ts";
 import type { Exchange } from "./exchange.ts";
@@ -55,6 +56,9 @@ export function judge(site: Site, exchange: Exchange, options: JudgeOptions): Me
   // What breaks the check comes before what only degrades it; both are in the order of their classes.
   const first = unmet.find(({ degrades }) => degrades !== true) ?? unmet[0];
   const described = failure === null ? null : describeFailure(failure, site);
+  const isWell = described === null && unmet.length === 0;
+  // A site may quote what it was sent.
+  const secrets = isWell ? [] : secretsOf(site);
   const messages = [...(described === null ? [] : [described.message]), ...unmet.map(({ message }) => message)];
   return {
     id: uuidv7({ msecs: occurredAt.getTime() }),
@@ -68,7 +72,7 @@ export function judge(site: Site, exchange: Exchange, options: JudgeOptions): Me
     verdict: described !== null ? "down" : first === undefined ? "up" : first.degrades === true ? "degraded" : "down",
     error: described?.error ?? first?.expectation ?? null,
     failed_phase: described?.phase ?? (first === undefined ? null : "expectation"),
-    error_message: messages.length === 0 ? null : messages.join("; "),
+    error_message: isWell ? null : hideAll(messages.join("; "), secrets),
     attempt,
     final: true,
     status_code: status,
@@ -92,10 +96,10 @@ export function judge(site: Site, exchange: Exchange, options: JudgeOptions): Me
     body_sha256: body?.sha256 ?? null,
     failed: unmet.length === 0
       ? null
-      : unmet.map(({ expectation, expected, actual }) => ({ expectation, expected, actual })),
+      : hideAll(unmet.map(({ expectation, expected, actual }) => ({ expectation, expected, actual })), secrets),
     tags: site.tags,
-    excerpt: seen !== null && site.excerptBytes > 0 && (described !== null || unmet.length > 0)
-      ? excerptOf(seen, site.excerptBytes)
+    excerpt: seen !== null && site.excerptBytes > 0 && !isWell
+      ? excerptOf(seen, { maxBytes: site.excerptBytes, secrets })
       : null,
   };
 }

@@ -1,8 +1,12 @@
 import assert from "node:assert/strict";
+import { check } from "../lib/check.ts";
+import { Clients } from "../lib/client.ts";
 import { parseCommandLine } from "../lib/command.ts";
 import { readProducerConfig } from "../lib/config.ts";
 import { inspectConnection } from "../lib/connection.ts";
+import { Evaluator } from "../lib/evaluator.ts";
 import type { Site } from "../lib/site.ts";
+import { Tokens } from "../lib/token.ts";
 import { encodePrintable, type Trace, traceSite } from "../lib/trace.ts";
 import { formatTrace } from "../lib/trace_text.ts";
 import { createAuthority } from "../local/certificate.ts";
@@ -343,6 +347,20 @@ Deno.test.each(SECRETS)("traceSite() shows no secret of $what", async ({ lines }
     assert.ok(!/canary/.test(page), page);
     assert.ok(!page.includes(new TextEncoder().encode("me:canary").toBase64().slice(0, 8)), page);
   }
+});
+
+Deno.test.each(SECRETS)("check() brings no secret of $what into its metric", async ({ lines }) => {
+  await using server = serve(echo);
+  const own = typeof lines === "function" ? lines(server.port) : lines;
+  const url = own.some((line) => line.startsWith("url")) ? [] : [`url = ${server.url}`];
+  const found = ["regex_absent = (?s).+", ...(own.some((line) => /excerpt/.test(line)) ? [] : ["excerpt = 4kB"])];
+  const site = await siteOf([...url, ...own, ...found], { SITE_CHECKER_CANARY: "canary-variable" });
+  using clients = new Clients();
+  using evaluator = new Evaluator();
+  using tokens = new Tokens();
+  const metric = await check(site, { scheduledAt: new Date(), client: clients.get(site.client), evaluator, tokens });
+  assert.notEqual(metric.excerpt, null);
+  assert.doesNotMatch(JSON.stringify(metric), /canary/);
 });
 
 Deno.test("traceSite() shows no user and password of an address that a redirect leads to", async () => {
