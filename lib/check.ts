@@ -1,6 +1,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Site } from "./site.ts";
 import type { Inspection } from "./connection.ts";
+import { Deadline } from "./deadline.ts";
 import type { Evaluator } from "./evaluator.ts";
 import { exchangeOver, failedExchange, prepare } from "./exchange.ts";
 import { answerTexts } from "./expectation.ts";
@@ -55,14 +56,13 @@ export async function check(
   }: CheckOptions,
 ): Promise<Metric> {
   const { texts } = site.expectations;
-  const timeout = AbortSignal.timeout(site.timeoutMs);
-  const ended = signal === undefined ? timeout : AbortSignal.any([signal, timeout]);
+  using deadline = new Deadline(site.timeoutMs, signal);
   const clock = { occurredAt: new Date(), start: performance.now() };
-  using look = inspector?.begin(site, ended) ?? null;
+  using look = inspector?.begin(site, deadline.signal) ?? null;
   const hindrance = site.limits.connectTimeoutMs === null ? null : await look?.hindrance() ?? null;
   const exchange = hindrance === null
     ? await exchangeOver(prepare(site, client), {
-      signal: ended,
+      signal: deadline.signal,
       fetch,
       start: performance.now(),
       keepBytes: texts.some(({ error }) => error !== "header") ? MAX_TEXT_BYTES : site.excerptBytes,

@@ -92,9 +92,10 @@ export interface LookOptions {
 export class Look implements Disposable {
   readonly #site: Site;
   readonly #options: LookOptions;
-  readonly #abandoned = new AbortController();
   readonly #timer: ReturnType<typeof setTimeout> | undefined;
   #inspection: Promise<Inspection | null> | null = null;
+  /** Ends the look while one is under way: an abort makes an error with a stack, which costs more than the rest of it. */
+  #abandoned: AbortController | null = null;
 
   /** Begins it, or sees to it that it begins when the check takes long. */
   constructor(site: Site, options: LookOptions) {
@@ -130,7 +131,7 @@ export class Look implements Disposable {
     const isBelowHttp = failure !== null && status === null && redirects === 0;
     if (isBelowHttp && !this.#options.signal.aborted) this.#start();
     else if (!isBelowHttp && !this.#options.isDue) {
-      this.#abandoned.abort();
+      this.#abandoned?.abort();
       return null;
     }
     try {
@@ -147,14 +148,15 @@ export class Look implements Disposable {
   /** Ends it. */
   [Symbol.dispose](): void {
     clearTimeout(this.#timer);
-    this.#abandoned.abort();
+    this.#abandoned?.abort();
   }
 
   #start(): Promise<Inspection | null> {
     if (this.#inspection === null) {
-      this.#inspection = this.#options.inspect(AbortSignal.any([this.#options.signal, this.#abandoned.signal]));
+      const abandoned = this.#abandoned = new AbortController();
+      this.#inspection = this.#options.inspect(AbortSignal.any([this.#options.signal, abandoned.signal]));
       // Whoever waits for it gets the error, too; nobody does where it is abandoned.
-      this.#inspection.catch(() => {});
+      this.#inspection.catch(() => {}).finally(() => this.#abandoned = null);
     }
     return this.#inspection;
   }

@@ -1,0 +1,45 @@
+/**
+ * Time that something may take: its signal is aborted when time is up, with a `TimeoutError`, or when another signal is,
+ * with the reason of that. It costs less than `AbortSignal.any` with `AbortSignal.timeout`, whose timers go on when what
+ * they bound has ended, and make an error each that nobody sees.
+ */
+export class Deadline implements Disposable {
+  readonly #controller = new AbortController();
+  readonly #timer: ReturnType<typeof setTimeout> | undefined;
+  readonly #bound: Set<AbortController> | undefined;
+
+  /** Begins at once. */
+  constructor(timeoutMs: number, signal?: AbortSignal) {
+    if (signal?.aborted) {
+      this.#controller.abort(signal.reason);
+      return;
+    }
+    this.#bound = signal && boundBy(signal).add(this.#controller);
+    this.#timer = setTimeout(() => this.#controller.abort(new DOMException("Time is up", "TimeoutError")), timeoutMs);
+  }
+
+  /** Aborted at the end. */
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  /** Lets go of it: its signal is not aborted any more. */
+  [Symbol.dispose](): void {
+    clearTimeout(this.#timer);
+    this.#bound?.delete(this.#controller);
+  }
+}
+
+/** What ends with a signal: one listener for all, since each one costs a look at all the others. */
+const bound = new WeakMap<AbortSignal, Set<AbortController>>();
+
+function boundBy(signal: AbortSignal): Set<AbortController> {
+  const known = bound.get(signal);
+  if (known !== undefined) return known;
+  const controllers = new Set<AbortController>();
+  bound.set(signal, controllers);
+  signal.addEventListener("abort", () => {
+    for (const controller of controllers) controller.abort(signal.reason);
+  }, { once: true });
+  return controllers;
+}
