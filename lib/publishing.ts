@@ -1,4 +1,5 @@
 import type { PublishSettings } from "./config.ts";
+import { Deadline } from "./deadline.ts";
 import { ConfigError, errorMessage } from "./error.ts";
 import { Publisher, type PublishResult } from "./publisher.ts";
 import type { Log } from "./log.ts";
@@ -53,7 +54,9 @@ export class Publishing {
   readonly #drain = new AbortController();
   /** Topics that are tried apart. */
   readonly #held = new Map<string, Held>();
+  /** Made anew by each wait for them: one that lasts would keep all that have ever waited. */
   #heldChanged = Promise.withResolvers<void>();
+  #released = Promise.withResolvers<void>();
   /** Topics of which it was said that Kafka refuses messages. */
   readonly #told = new Set<string>();
   readonly #done: Promise<unknown>;
@@ -113,6 +116,7 @@ export class Publishing {
   /** All topics that are not held. */
   async #publishAll(): Promise<void> {
     const { signal } = this.#stop;
+    const ending = AbortSignal.any([signal, this.#drain.signal]);
     while (!signal.aborted) {
       const batch = this.#spool.next({ limit: MESSAGES_PER_READ, except: new Set(this.#held.keys()) });
       if (batch.length > 0) {
@@ -131,10 +135,10 @@ export class Publishing {
         await sleepUntilAborted(DRAIN_POLL_MS, signal);
         continue;
       }
-      const ending = AbortSignal.any([signal, this.#drain.signal]);
+      this.#released = Promise.withResolvers();
       // A look now and then finds what a command of another process has put back.
-      const message = this.#spool.waitForMessage(AbortSignal.any([ending, AbortSignal.timeout(LOOK_EVERY_MS)]));
-      await Promise.race([message, this.#heldChanged.promise]);
+      using look = new Deadline(LOOK_EVERY_MS, ending);
+      await Promise.race([this.#spool.waitForMessage(look.signal), this.#released.promise]);
       await sleepUntilAborted(LINGER_MS, ending);
     }
   }
@@ -174,6 +178,7 @@ export class Publishing {
     const woken = new AbortController();
     const signals = [this.#stop.signal, woken.signal, ...(draining ? [] : [this.#drain.signal])];
     const turns = sleepUntilAborted(waitMs, AbortSignal.any(signals));
+    this.#heldChanged = Promise.withResolvers();
     await Promise.race([this.#heldChanged.promise, turns]);
     woken.abort();
     if (!this.#drain.signal.aborted) return;
@@ -219,6 +224,6 @@ export class Publishing {
 
   #tellHeldChanged(): void {
     this.#heldChanged.resolve();
-    this.#heldChanged = Promise.withResolvers();
+    this.#released.resolve();
   }
 }
