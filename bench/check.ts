@@ -4,6 +4,7 @@ import { Kafka, logLevel } from "kafkajs";
 import { silenceTimeoutWarning } from "../lib/kafka.ts";
 import { print, printError } from "../lib/log.ts";
 import type { Metric } from "../lib/metric.ts";
+import { createAuthority } from "../local/certificate.ts";
 import { Child } from "../local/child.ts";
 import { formatGrid } from "../local/grid.ts";
 import { startKafka } from "../local/kafka.ts";
@@ -35,6 +36,10 @@ interface Bench {
   readonly broker: string;
   /** Address of the site, see bench/site.ts. */
   readonly site: string;
+  /** The same over TLS. */
+  readonly secureSite: string;
+  /** File of the authority that its certificate is from. */
+  readonly authority: string;
   readonly long: boolean;
 }
 
@@ -65,7 +70,11 @@ interface LoadFigures {
 }
 
 const AT_ONCE = 50;
-const COST_SITES = 200;
+/** Each at the shortest interval: more checks than can be made. */
+const COST_SITES = 1_000;
+/** A broker that makes a thousand topics does little else for as long. */
+const COST_WARM_UP_SECONDS = 30;
+const INSPECTION_SITES = 200;
 
 async function main(args: readonly string[]): Promise<void> {
   const options = new Command("check")
@@ -82,9 +91,21 @@ async function main(args: readonly string[]): Promise<void> {
   const folder = await Deno.makeTempDir({ prefix: "site_checker-bench-" });
   try {
     await using kafka = await startKafka({ folder: `${folder}/kafka`, report: printError });
-    const [port] = freePorts(1);
-    await using _site = await startScript("site", [String(port)], folder);
-    const bench: Bench = { folder, broker: kafka.bootstrapServers, site: `http://127.0.0.1:${port}`, long };
+    const [port, securePort] = freePorts(2);
+    const authority = await createAuthority("site_checker bench");
+    const { certificate, key } = await authority.issue({ commonName: "127.0.0.1", names: ["127.0.0.1"] });
+    const files = { authority: authority.certificate, certificate, key };
+    for (const [name, text] of Object.entries(files)) await Deno.writeTextFile(`${folder}/${name}.pem`, text);
+    const siteArgs = [String(port), String(securePort), `${folder}/certificate.pem`, `${folder}/key.pem`];
+    await using _site = await startScript("site", siteArgs, folder);
+    const bench: Bench = {
+      folder,
+      broker: kafka.bootstrapServers,
+      site: `http://127.0.0.1:${port}`,
+      secureSite: `https://127.0.0.1:${securePort}`,
+      authority: `${folder}/authority.pem`,
+      long,
+    };
     if (all || cost) await measureCost(bench);
     if (all || lateness) await measureLateness(bench);
     if (all || honesty) await measureHonesty(bench);
@@ -105,7 +126,7 @@ async function measureCost(bench: Bench): Promise<void> {
     ...sections,
     producer: [`max_checks = ${AT_ONCE}`],
     seconds,
-    warmUpSeconds: 15,
+    warmUpSeconds: COST_WARM_UP_SECONDS,
   });
   const topics = Array.from({ length: COST_SITES }, (_, index) => `site-${index}`);
   const checks = (await readMetrics(bench, topics)).filter(within(from, to)).length;
@@ -191,10 +212,42 @@ async function measureHonesty(bench: Bench): Promise<void> {
   );
 }
 
-/** Once lib/connection.ts looks at connections, `inspect_interval` goes here: at every check, and once a minute. */
-function measureInspection(_bench: Bench): Promise<void> {
-  printError("Inspection: nothing looks at connections yet");
-  return Promise.resolve();
+/** Looks beside every check, beside those of the usual interval, which fall into the warm-up, at a rate that both keep. */
+async function measureInspection(bench: Bench): Promise<void> {
+  const seconds = 20;
+  const rows: string[][] = [];
+  for (const site of [bench.site, bench.secureSite]) {
+    const scheme = site.split(":")[0]!;
+    const costs: number[] = [];
+    for (const inspectInterval of ["1m", "0"]) {
+      printError(`Inspection: ${scheme}, inspect_interval = ${inspectInterval} …`);
+      const topic = `inspection-${scheme}-${inspectInterval}`;
+      const { from, to, cpuSeconds } = await runLoad({ ...bench, site }, {
+        defaults: ["interval = 500ms", `inspect_interval = ${inspectInterval}`, `tls_ca = ${bench.authority}`],
+        sites: INSPECTION_SITES,
+        path: "/5",
+        topic,
+        seconds,
+        warmUpSeconds: 10,
+      });
+      const metrics = (await readMetrics(bench, [topic])).filter(within(from, to));
+      const looks = metrics.filter(({ ip }) => ip !== null).length;
+      const times = metrics.map(({ response_time }) => response_time ?? Infinity);
+      costs.push(cpuSeconds / metrics.length * 1000);
+      rows.push([
+        `${scheme}, inspect_interval = ${inspectInterval}`,
+        String(metrics.length),
+        String(looks),
+        costs.at(-1)!.toFixed(3),
+        (costs.at(-1)! / costs[0]!).toFixed(2),
+        ...[0.5, 0.99].map((share) => quantile(times, share).toFixed(1)),
+      ]);
+    }
+  }
+  printGrid(
+    ["what", "checks", "with a look", "CPU each, ms", "ratio", "response_time p50, ms", "p99"],
+    rows,
+  );
 }
 
 /** Runs the producer's task for a while. */
