@@ -26,7 +26,7 @@ const MAX_FETCH_WAIT_MS = 500;
  * Where a partition was read to its end, the next fetch waits this long: a request names every partition, so that one a
  * message would cost with a thousand topics more than all the rest.
  */
-const FETCH_LINGER_MS = 50;
+const FETCH_LINGER_MS = 100;
 /** Leaving a group takes an answer of brokers, which may be away. */
 const DISCONNECT_TIMEOUT_MS = 3_000;
 /**
