@@ -52,6 +52,8 @@ interface Load {
   readonly sites: number;
   /** Path on the site. */
   readonly path: string;
+  /** Beginning of the sites' names, which are their topics'. Default: `site`. */
+  readonly name?: string;
   /** Topic of all sites; undefined for a topic per site. */
   readonly topic?: string;
   /** Time that is measured. */
@@ -115,32 +117,40 @@ async function main(args: readonly string[]): Promise<void> {
   }
 }
 
-/** A bare loop of `fetch` before and after the whole producer, as many at once. */
+/** A bare loop of `fetch` before and after the whole producer, as many at once, over http and over https. */
 async function measureCost(bench: Bench): Promise<void> {
   const seconds = 20;
-  printError("Cost: fetch, producer, fetch …");
-  const loops = [await runLoop(bench, seconds)];
-  const sections = { defaults: ["interval = 100ms"], sites: COST_SITES, path: "/0" };
-  // More than can be done: as fast as it goes.
-  const { from, to, cpuSeconds } = await runLoad(bench, {
-    ...sections,
-    producer: [`max_checks = ${AT_ONCE}`],
-    seconds,
-    warmUpSeconds: COST_WARM_UP_SECONDS,
-  });
-  const topics = Array.from({ length: COST_SITES }, (_, index) => `site-${index}`);
-  const checks = (await readMetrics(bench, topics)).filter(within(from, to)).length;
-  loops.push(await runLoop(bench, seconds));
-  const loop = {
-    perSecond: mean(loops.map(({ count }) => count / seconds)),
-    cpuMs: mean(loops.map(({ cpuSeconds, count }) => cpuSeconds / count * 1000)),
-  };
-  const whole = { perSecond: checks / seconds, cpuMs: cpuSeconds / checks * 1000 };
-  printGrid(["what", "a second", "CPU each, ms"], [
-    ["bare loop of fetch", loop.perSecond.toFixed(0), loop.cpuMs.toFixed(3)],
-    [`whole checks, ${COST_SITES} topics`, whole.perSecond.toFixed(0), whole.cpuMs.toFixed(3)],
-    ["ratio", (whole.perSecond / loop.perSecond).toFixed(2), (whole.cpuMs / loop.cpuMs).toFixed(2)],
-  ]);
+  const rows: string[][] = [];
+  for (const site of [bench.site, bench.secureSite]) {
+    const scheme = site.split(":")[0]!;
+    printError(`Cost: ${scheme}: fetch, producer, fetch …`);
+    const ofScheme = { ...bench, site };
+    const loops = [await runLoop(ofScheme, seconds)];
+    // More than can be done: as fast as it goes.
+    const { from, to, cpuSeconds } = await runLoad(ofScheme, {
+      defaults: ["interval = 100ms", `tls_ca = ${bench.authority}`],
+      producer: [`max_checks = ${AT_ONCE}`],
+      sites: COST_SITES,
+      path: "/0",
+      name: scheme,
+      seconds,
+      warmUpSeconds: COST_WARM_UP_SECONDS,
+    });
+    const topics = Array.from({ length: COST_SITES }, (_, index) => `${scheme}-${index}`);
+    const checks = (await readMetrics(bench, topics)).filter(within(from, to)).length;
+    loops.push(await runLoop(ofScheme, seconds));
+    const loop = {
+      perSecond: mean(loops.map(({ count }) => count / seconds)),
+      cpuMs: mean(loops.map(({ cpuSeconds, count }) => cpuSeconds / count * 1000)),
+    };
+    const whole = { perSecond: checks / seconds, cpuMs: cpuSeconds / checks * 1000 };
+    rows.push(
+      [`${scheme}: bare loop of fetch`, loop.perSecond.toFixed(0), loop.cpuMs.toFixed(3)],
+      [`${scheme}: whole checks, ${COST_SITES} topics`, whole.perSecond.toFixed(0), whole.cpuMs.toFixed(3)],
+      [`${scheme}: ratio`, (whole.perSecond / loop.perSecond).toFixed(2), (whole.cpuMs / loop.cpuMs).toFixed(2)],
+    );
+  }
+  printGrid(["what", "a second", "CPU each, ms"], rows);
 }
 
 async function measureLateness(bench: Bench): Promise<void> {
@@ -252,14 +262,14 @@ async function measureInspection(bench: Bench): Promise<void> {
 
 /** Runs the producer's task for a while. */
 async function runLoad({ folder, broker, site }: Bench, load: Load): Promise<LoadFigures> {
-  const { defaults, producer = [], sites, path, topic, seconds, warmUpSeconds } = load;
+  const { defaults, producer = [], sites, path, name = "site", topic, seconds, warmUpSeconds } = load;
   const config = `${folder}/config.ini`;
   await Deno.writeTextFile(
     config,
     [
       ...["[kafka]", `bootstrap_servers = ${broker}`, "partitions = 1", ...(topic ? [`topic = ${topic}`] : [])],
       ...["[producer]", ...producer, "[defaults]", ...defaults],
-      ...Array.from({ length: sites }, (_, index) => `[website_site-${index}]\nurl = ${site}${path}`),
+      ...Array.from({ length: sites }, (_, index) => `[website_${name}-${index}]\nurl = ${site}${path}`),
     ].join("\n"),
   );
   // A task may write to its own folder only.
@@ -290,8 +300,12 @@ async function runLoad({ folder, broker, site }: Bench, load: Load): Promise<Loa
   }
 }
 
-async function runLoop({ folder, site }: Bench, seconds: number): Promise<{ count: number; cpuSeconds: number }> {
-  await using child = await startScript("fetch_loop", [`${site}/0`, String(AT_ONCE), String(seconds)], folder);
+async function runLoop(
+  { folder, site, authority }: Bench,
+  seconds: number,
+): Promise<{ count: number; cpuSeconds: number }> {
+  const args = [`${site}/0`, String(AT_ONCE), String(seconds), authority];
+  await using child = await startScript("fetch_loop", args, folder);
   let usage = await processUsage(child.pid);
   while (child.running) {
     await Promise.race([delay(50), child.ended]);
