@@ -412,7 +412,7 @@ Deno.test("startStack() refuses a folder that another process uses, and forgets 
 Deno.test("stack names what is missing and the ways out, where there is no Java", async () => {
   await using folder = await temporaryFolder();
   const { code, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "local/stack.ts", "--folder", `${folder.path}/stack`],
+    args: ["run", "--quiet", "-A", "local/stack.ts", "--folder", `${folder.path}/stack`],
     cwd: REPOSITORY,
     env: { PATH: folder.path, HOME: Deno.env.get("HOME") ?? "" },
     clearEnv: true,
