@@ -1,3 +1,4 @@
+import type { Frozen } from "./member.ts";
 import type { Visit } from "./sites.ts";
 import type { KafkaContent } from "./topics.ts";
 
@@ -21,6 +22,8 @@ export interface Death {
   readonly sites: readonly string[];
   /** When, in ms since 1970. */
   readonly at: number;
+  /** Times in which it had been halted: nothing went on in them. Default: none. */
+  readonly frozen?: readonly Frozen[];
 }
 
 /** All there is to be compared. */
@@ -69,7 +72,7 @@ export interface VisitCounts {
   longestInFlightMs: number;
 }
 
-/** From the site's answer to the metric on disk: the check's end on a machine that is busy. */
+/** From the site's answer to the metric on disk, while the producer is not halted: the check's end on a busy machine. */
 const IN_FLIGHT_MS = 1_000;
 /** From a connection to the answer of a site that is busy, when whoever asked may be dead. */
 const LATE_MS = 5_000;
@@ -147,7 +150,7 @@ function countVisits({ rows, visits, deaths }: Evidence): VisitCounts {
   const rowsOfSites = Map.groupBy(rows, ({ topic }) => topic);
   for (const [site, ofSite] of Map.groupBy(visits, ({ site }) => site)) {
     const ownRows = (rowsOfSites.get(site) ?? []).toSorted((a, b) => a.occurredAt - b.occurredAt);
-    const ownDeaths = deaths.filter(({ sites }) => sites.includes(site)).map(({ at }) => at).toSorted((a, b) => a - b);
+    const ownDeaths = deaths.filter(({ sites }) => sites.includes(site)).toSorted((a, b) => a.at - b.at);
     countVisitsOf(ofSite, { rows: ownRows, deaths: ownDeaths }, counts);
   }
   return counts;
@@ -156,7 +159,7 @@ function countVisits({ rows, visits, deaths }: Evidence): VisitCounts {
 /** Counts visits of one site, in their order; its rows and deaths of its producer are in the order of time. */
 function countVisitsOf(
   visits: readonly Visit[],
-  { rows, deaths }: { rows: readonly CheckRow[]; deaths: readonly number[] },
+  { rows, deaths }: { rows: readonly CheckRow[]; deaths: readonly Death[] },
   counts: VisitCounts,
 ): void {
   const byBody = new Map(rows.map((row) => [row.bodySha256, row]));
@@ -174,16 +177,20 @@ function countVisitsOf(
       else counts.rows++;
       continue;
     }
-    const death = take(
-      freeDeaths,
-      (at) => at > Math.max(checkBegunAt, begunAt - LATE_MS) && at <= answeredAt + IN_FLIGHT_MS,
-    );
+    const earliest = Math.max(checkBegunAt, begunAt - LATE_MS);
+    const death = take(freeDeaths, (death) => death.at > earliest && runningMs(answeredAt, death) <= IN_FLIGHT_MS);
     if (death !== undefined) {
       counts.inFlight++;
-      counts.longestInFlightMs = Math.max(counts.longestInFlightMs, death - answeredAt);
-    } else if (deaths.some((at) => at > answeredAt)) counts.lostInMemory++;
+      counts.longestInFlightMs = Math.max(counts.longestInFlightMs, runningMs(answeredAt, death));
+    } else if (deaths.some(({ at }) => at > answeredAt)) counts.lostInMemory++;
     else counts.lost++;
   }
+}
+
+/** Time that a producer ran from an answer to its death, in ms; negative where it had died before. */
+function runningMs(answeredAt: number, { at, frozen = [] }: Death): number {
+  const halted = frozen.map(({ from, to }) => Math.max(0, Math.min(to, at) - Math.max(from, answeredAt)));
+  return at - answeredAt - halted.reduce((sum, ms) => sum + ms, 0);
 }
 
 /** Takes the first that suits out of a list. */

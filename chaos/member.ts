@@ -22,6 +22,14 @@ export interface Fault {
   readonly what: string;
 }
 
+/** A time in which a process was halted, in ms since 1970. */
+export interface Frozen {
+  /** Its beginning. */
+  readonly from: number;
+  /** Its end; Infinity while it lasts. */
+  to: number;
+}
+
 /** Time between SIGTERM and the end that both programs promise to keep, and some more on a machine that is busy. */
 const STOP_TIMEOUT_MS = 20_000;
 const RESTART_WAIT_MS = 1_000;
@@ -34,6 +42,8 @@ export class Member {
   readonly faults: Fault[] = [];
   /** When it was killed, in ms since 1970. */
   readonly killedAt: number[] = [];
+  /** When it was halted, and when it went on. */
+  readonly frozen: Frozen[] = [];
   /** Longest time between SIGTERM and its end, in ms. */
   longestStopMs = 0;
   /** Exit code of its last end by SIGTERM. */
@@ -95,11 +105,15 @@ export class Member {
 
   /** SIGSTOP. */
   freeze(): void {
+    if (!this.running) return;
+    this.frozen.push({ from: Date.now(), to: Infinity });
     this.#child?.kill("SIGSTOP");
   }
 
   /** SIGCONT. */
   thaw(): void {
     this.#child?.kill("SIGCONT");
+    const last = this.frozen.at(-1);
+    if (last?.to === Infinity) last.to = Date.now();
   }
 }

@@ -125,9 +125,10 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosResult> {
     client,
     `SELECT topic || '/' || "partition" || '@' || "offset" AS place FROM site_checker.dead_letters`,
   );
-  const deaths = topics.flatMap((sites, index) =>
-    members.get(`producer-${index + 1}`)!.killedAt.map((at): Death => ({ sites, at }))
-  );
+  const deaths = topics.flatMap((sites, index) => {
+    const { killedAt, frozen } = members.get(`producer-${index + 1}`)!;
+    return killedAt.map((at): Death => ({ sites, at, frozen }));
+  });
   const { invariants, visits } = judge({
     kafka: content,
     poisonAcknowledged: poisoner.acknowledged,

@@ -87,6 +87,14 @@ Deno.test.each<[string, Partial<Evidence>, RegExp | undefined]>([
   ["a visit is another site's row", { rows: [{ ...GOOD.rows[0]!, topic: "b" }] }, /a visit of its site/],
   ["a visit is no row", { visits: [...GOOD.visits, VISIT] }, /every visit is a row/],
   ["its producer was killed while it was in flight", { visits: [...GOOD.visits, VISIT], deaths: [DEATH] }, undefined],
+  ["its producer was halted, and killed soon after it went on", {
+    visits: [...GOOD.visits, VISIT],
+    deaths: [{ ...DEATH, at: 9_000, frozen: [{ from: 5_015, to: 8_900 }] }],
+  }, undefined],
+  ["its producer was halted, and killed long after it went on", {
+    visits: [...GOOD.visits, VISIT],
+    deaths: [{ ...DEATH, at: 9_000, frozen: [{ from: 5_015, to: 7_900 }] }],
+  }, /every visit is a row/],
   ["its producer was killed long after it", {
     visits: [...GOOD.visits, VISIT],
     deaths: [{ ...DEATH, at: 9_000 }],
