@@ -39,8 +39,9 @@ async function answer(connection: Deno.Conn): Promise<void> {
   if (read === null) return;
   const path = decoder.decode(buffer.subarray(0, read)).split(" ")[1] ?? "/";
   if (path === "/figures") {
-    await open.write(page("json", JSON.stringify(lateness)));
+    const figures = page("json", JSON.stringify(lateness));
     lateness = [];
+    for (let written = 0; written < figures.length;) written += await open.write(figures.subarray(written));
     return;
   }
   const dueAt = cameAt + Number(path.slice(1));
