@@ -82,6 +82,8 @@ export interface WriterOptions {
 interface Pending {
   readonly messages: readonly KafkaMessage[];
   readonly topic: string;
+  /** Length of their values. */
+  readonly bytes: number;
   /** Aborted when nobody wants it to be stored any more. */
   readonly signal: AbortSignal;
   readonly stored: PromiseWithResolvers<Handled>;
@@ -91,6 +93,9 @@ interface Pending {
 const MAX_BATCH_MESSAGES = 4_000;
 /** Messages that wait for the database, about 1.5 kB each; reading waits then. What is read at once comes on top. */
 const MAX_QUEUED_MESSAGES = 4_000;
+/** The same for messages that are longer than most: bytes of their values, in a transaction and waiting. */
+const MAX_BATCH_BYTES = 8 * 1024 * 1024;
+const MAX_QUEUED_BYTES = 8 * 1024 * 1024;
 
 /**
  * Gathers what many partitions hand over while a transaction is under way into the next one, so that a thousand topics
@@ -104,6 +109,7 @@ export class Writer {
   readonly #transactions: number;
   #queue: Pending[] = [];
   #queued = 0;
+  #queuedBytes = 0;
   #room = Promise.withResolvers<void>();
   #gathering = false;
   #underWay = 0;
@@ -135,15 +141,17 @@ export class Writer {
     const [first] = messages;
     if (first === undefined) stored.resolve("stored");
     else {
-      this.#queue.push({ messages, topic: first.topic, signal, stored });
+      const bytes = messages.reduce((sum, { value }) => sum + (value?.length ?? 0), 0);
+      this.#queue.push({ messages, topic: first.topic, bytes, signal, stored });
       this.#queued += messages.length;
+      this.#queuedBytes += bytes;
       this.#gather();
     }
     return { accepted: this.#untilRoom(), stored: stored.promise };
   }
 
   async #untilRoom(): Promise<void> {
-    while (this.#queued >= MAX_QUEUED_MESSAGES) await this.#room.promise;
+    while (this.#queued >= MAX_QUEUED_MESSAGES || this.#queuedBytes >= MAX_QUEUED_BYTES) await this.#room.promise;
   }
 
   /** What arrives in the same turn of the event loop goes along. */
@@ -170,7 +178,8 @@ export class Writer {
   /** Little that waits is for the next transaction: each has a price of its own. */
   #mayBegin(): boolean {
     if (this.#underWay === 0) return true;
-    return this.#underWay < this.#transactions && this.#queued >= MAX_BATCH_MESSAGES;
+    return this.#underWay < this.#transactions &&
+      (this.#queued >= MAX_BATCH_MESSAGES || this.#queuedBytes >= MAX_BATCH_BYTES);
   }
 
   /**
@@ -202,15 +211,18 @@ export class Writer {
   #take(): Pending[] {
     const batch: Pending[] = [];
     let messages = 0;
+    let bytes = 0;
     let taken = 0;
-    while (taken < this.#queue.length && (messages === 0 || messages < MAX_BATCH_MESSAGES)) {
+    while (taken < this.#queue.length && messages < MAX_BATCH_MESSAGES && bytes < MAX_BATCH_BYTES) {
       const pending = this.#queue[taken++]!;
       this.#queued -= pending.messages.length;
+      this.#queuedBytes -= pending.bytes;
       if (pending.signal.aborted) {
         pending.stored.reject(pending.signal.reason);
         continue;
       }
       messages += pending.messages.length;
+      bytes += pending.bytes;
       batch.push(pending);
     }
     this.#queue = this.#queue.slice(taken);

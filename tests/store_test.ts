@@ -359,6 +359,36 @@ Deno.test("Writer does nothing twice where a connection ends between COMMIT and 
   assert.deepEqual(await counts(database), { rows: 5, ids: 5, letters: 5, checks: 5 });
 });
 
+Deno.test("Writer has room for few messages that are long, while the database waits", async () => {
+  await using database = await makeDatabase();
+  await using store = await Store.open(settings(database), { log: SILENT });
+  await store.ensureTables(["a"]);
+  const admin = new pg.Client({ ...testStack().postgres, database: database.name });
+  await admin.connect();
+  await admin.query("BEGIN");
+  await admin.query("LOCK TABLE site_checker.latest");
+  const { signal } = new AbortController();
+  const writer = new Writer(store, { log: SILENT, signal, transactions: 2 });
+  const excerpt = "x".repeat(1024 * 1024);
+  const stored: Promise<unknown>[] = [];
+  for (let accepted = true; accepted && stored.length < 100;) {
+    const { rows: [row] } = batch("a", metricMessage("a", { excerpt }));
+    const handling = writer.write([row!.message], signal);
+    stored.push(handling.stored);
+    const waiting = Promise.withResolvers<boolean>();
+    const timer = setTimeout(() => waiting.resolve(false), 2_000);
+    accepted = await Promise.race([handling.accepted.then(() => true), waiting.promise]);
+    clearTimeout(timer);
+  }
+  // Eight in each of two transactions, and eight that wait; the first transaction begins with what is there by then.
+  assert.ok(stored.length >= 8 && stored.length <= 25, String(stored.length));
+  await admin.query("ROLLBACK");
+  await admin.end();
+  assert.deepEqual(new Set(await Promise.all(stored)), new Set(["stored"]));
+  const { rows, ids } = await counts(database);
+  assert.deepEqual([rows, ids], [stored.length, stored.length]);
+});
+
 /** A writer of two transactions: the first waits for a lock, the second, of other topics and names, is in the database. */
 async function startOvertaking(database: TestDatabase, store: Store, signal: AbortSignal): Promise<{
   readonly settled: string[];
