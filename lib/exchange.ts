@@ -1,4 +1,4 @@
-import { createHash } from "node:crypto";
+import { createHash, type Hash } from "node:crypto";
 import type { Limits, Site } from "./site.ts";
 import type { EncodedText } from "./evaluation.ts";
 import { hideUserInfo } from "./secret.ts";
@@ -7,6 +7,8 @@ import type { Phase } from "./metric.ts";
 import { isBlockedPort } from "./value.ts";
 
 const READ_BYTES = 16 * 1024;
+/** A body of no more is read at once, which costs less than by its stream. */
+const WHOLE_BYTES = 256 * 1024;
 /** Headers that tell no host what is meant for another. */
 const COMMON_HEADERS: readonly string[] = ["accept", "accept-encoding", "accept-language", "user-agent"];
 
@@ -205,11 +207,38 @@ function nextTarget(
   return next;
 }
 
+interface ReadOptions {
+  readonly keepBytes: number;
+  readonly maxBytes: number;
+}
+
 /** Reads a body to its end; what is done with it comes later, so that it is no part of the response time. */
-async function readBody(
-  { body, headers }: Response,
-  { keepBytes, maxBytes }: { keepBytes: number; maxBytes: number },
-): Promise<Body> {
+async function readBody(response: Response, options: ReadOptions): Promise<Body> {
+  const { headers } = response;
+  // The length of one that is not decoded is what its head says, or it is an error: such a small one needs no bounds.
+  const told = headers.has("content-encoding") ? NaN : Number(headers.get("content-length") ?? NaN);
+  const { hash, ...body } = told <= Math.min(WHOLE_BYTES, options.maxBytes)
+    ? hashWhole(await response.bytes(), options)
+    : await readParts(response, options);
+  return { ...body, sha256: hash.digest("hex"), contentType: headers.get("content-type") };
+}
+
+interface ReadBody {
+  readonly bytes: number;
+  readonly kept: readonly Uint8Array[];
+  readonly hash: Hash;
+}
+
+function hashWhole(body: Uint8Array, { keepBytes }: ReadOptions): ReadBody {
+  return {
+    bytes: body.length,
+    // A copy: what is handed to another thread takes the whole memory of a view with it.
+    kept: keepBytes > 0 ? [body.slice(0, keepBytes)] : [],
+    hash: createHash("sha256").update(body),
+  };
+}
+
+async function readParts({ body }: Response, { keepBytes, maxBytes }: ReadOptions): Promise<ReadBody> {
   const hash = createHash("sha256");
   const kept: Uint8Array[] = [];
   let bytes = 0;
@@ -227,5 +256,5 @@ async function readBody(
     }
     buffer = new Uint8Array(chunk.buffer);
   }
-  return { bytes, sha256: hash.digest("hex"), kept, contentType: headers.get("content-type") };
+  return { bytes, kept, hash };
 }
