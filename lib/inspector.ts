@@ -4,6 +4,7 @@ import type { Exchange } from "./exchange.ts";
 import type { SeenConnection } from "./expectation.ts";
 import { ConnectionError, describeFailure } from "./failure.ts";
 import type { LookUps } from "./lookup.ts";
+import { Timer } from "./timer.ts";
 
 /** Options of {@linkcode Inspector}. */
 export interface InspectorOptions {
@@ -92,7 +93,7 @@ export interface LookOptions {
 export class Look implements Disposable {
   readonly #site: Site;
   readonly #options: LookOptions;
-  readonly #timer: ReturnType<typeof setTimeout> | undefined;
+  readonly #timer: Timer | undefined;
   #inspection: Promise<Inspection | null> | null = null;
   /** Ends the look while one is under way: an abort makes an error with a stack, which costs more than the rest of it. */
   #abandoned: AbortController | null = null;
@@ -102,7 +103,7 @@ export class Look implements Disposable {
     this.#site = site;
     this.#options = options;
     if (options.isDue) this.#start();
-    else this.#timer = setTimeout(() => this.#start(), site.timeoutMs * LATE_SHARE);
+    else this.#timer = new Timer(site.timeoutMs * LATE_SHARE, () => this.#start());
   }
 
   /**
@@ -125,7 +126,7 @@ export class Look implements Disposable {
    * @throws A fault of ours, where the check itself failed.
    */
   async end(exchange: Exchange): Promise<Inspection | null> {
-    clearTimeout(this.#timer);
+    this.#timer?.[Symbol.dispose]();
     const { failure, status, redirects } = exchange;
     // Where a redirect led, nobody looks.
     const isBelowHttp = failure !== null && status === null && redirects === 0;
@@ -147,7 +148,7 @@ export class Look implements Disposable {
 
   /** Ends it. */
   [Symbol.dispose](): void {
-    clearTimeout(this.#timer);
+    this.#timer?.[Symbol.dispose]();
     this.#abandoned?.abort();
   }
 
