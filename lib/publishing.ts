@@ -23,8 +23,12 @@ interface Held {
   waitMs: number;
 }
 
-/** Metrics that are checked within this time go in one request. */
+/** Metrics that are checked within this time go in one request … */
 const LINGER_MS = 50;
+/** … and within up to this where there are many, so that topics have several in it. */
+const MAX_LINGER_MS = 500;
+/** What a request has of a topic has a price of its own, for us and for the broker; so many such parts are worth it. */
+const PARTS_PER_SECOND = 2_000;
 const MESSAGES_PER_READ = 10_000;
 const LOOK_EVERY_MS = 5_000;
 /** Connections to brokers that are away are not closed in order. */
@@ -128,19 +132,21 @@ export class Publishing {
             isFinal: (error) => error instanceof ConfigError,
           }),
         );
-        continue;
+        if (batch.length === MESSAGES_PER_READ) continue;
+      } else {
+        if (this.#drained) return;
+        if (this.#drain.signal.aborted) await sleepUntilAborted(DRAIN_POLL_MS, signal);
+        else await this.#waitForMessage(ending);
       }
-      if (this.#drained) return;
-      if (this.#drain.signal.aborted) {
-        await sleepUntilAborted(DRAIN_POLL_MS, signal);
-        continue;
-      }
-      this.#released = Promise.withResolvers();
-      // A look now and then finds what a command of another process has put back.
-      using look = new Deadline(LOOK_EVERY_MS, ending);
-      await Promise.race([this.#spool.waitForMessage(look.signal), this.#released.promise]);
-      await sleepUntilAborted(LINGER_MS, ending);
+      await sleepUntilAborted(lingerOf(batch), ending);
     }
+  }
+
+  async #waitForMessage(ending: AbortSignal): Promise<void> {
+    this.#released = Promise.withResolvers();
+    // A look now and then finds what a command of another process has put back.
+    using look = new Deadline(LOOK_EVERY_MS, ending);
+    await Promise.race([this.#spool.waitForMessage(look.signal), this.#released.promise]);
   }
 
   /** Topics that are held, each when its time has come. */
@@ -226,4 +232,10 @@ export class Publishing {
     this.#heldChanged.resolve();
     this.#released.resolve();
   }
+}
+
+/** How long to gather metrics after those that were sent. */
+function lingerOf(sent: readonly SpooledMessage[]): number {
+  const parts = new Set(sent.map(({ topic }) => topic)).size;
+  return Math.min(MAX_LINGER_MS, Math.max(LINGER_MS, parts / PARTS_PER_SECOND * 1000));
 }
