@@ -15,51 +15,77 @@
  */
 export class Timer implements Disposable {
   readonly #queue: Queue;
+  readonly #entry: Entry;
 
   /** Begins at once; times in ms. */
   constructor(ms: number, call: () => void) {
     this.#queue = queues.getOrInsertComputed(ms, () => new Queue(ms));
-    this.#queue.add(this, call);
+    this.#entry = this.#queue.add(call);
   }
 
   /** Lets go of it. */
   [Symbol.dispose](): void {
-    this.#queue.delete(this);
+    this.#queue.delete(this.#entry);
   }
 }
 
-/** Timers of one length. */
+/** A timer that waits, between those that come due before and after it. */
+interface Entry {
+  readonly dueAt: number;
+  /** null once it was called or let go of. */
+  call: (() => void) | null;
+  previous: Entry | null;
+  next: Entry | null;
+}
+
+/** Timers of one length, linked to each other: the table of a `Map` would be made anew again and again. */
 class Queue {
   readonly #ms: number;
-  /** The first to come due is the first. */
-  readonly #waiting = new Map<Timer, { readonly dueAt: number; readonly call: () => void }>();
+  #first: Entry | null = null;
+  #last: Entry | null = null;
   #timeout: ReturnType<typeof setTimeout> | undefined;
 
   constructor(ms: number) {
     this.#ms = ms;
   }
 
-  add(timer: Timer, call: () => void): void {
-    this.#waiting.set(timer, { dueAt: performance.now() + this.#ms, call });
+  add(call: () => void): Entry {
+    const entry: Entry = { dueAt: performance.now() + this.#ms, call, previous: this.#last, next: null };
+    if (this.#last === null) this.#first = entry;
+    else this.#last.next = entry;
+    this.#last = entry;
     this.#timeout ??= setTimeout(() => this.#callDue(), this.#ms);
+    return entry;
   }
 
-  delete(timer: Timer): void {
-    if (!this.#waiting.delete(timer) || this.#waiting.size > 0) return;
+  delete(entry: Entry): void {
+    if (entry.call === null) return;
+    this.#unlink(entry);
+    if (this.#first !== null) return;
     clearTimeout(this.#timeout);
     this.#timeout = undefined;
+  }
+
+  #unlink(entry: Entry): void {
+    const { previous, next } = entry;
+    if (previous === null) this.#first = next;
+    else previous.next = next;
+    if (next === null) this.#last = previous;
+    else next.previous = previous;
+    entry.call = entry.previous = entry.next = null;
   }
 
   #callDue(): void {
     this.#timeout = undefined;
     const now = performance.now();
-    for (const [timer, { dueAt, call }] of this.#waiting) {
+    for (let entry = this.#first; entry !== null; entry = this.#first) {
+      const { dueAt, call } = entry;
       if (dueAt > now) {
         this.#timeout ??= setTimeout(() => this.#callDue(), dueAt - now);
         return;
       }
-      this.#waiting.delete(timer);
-      call();
+      this.#unlink(entry);
+      call?.();
     }
   }
 }
