@@ -225,9 +225,10 @@ class Routine<T extends Scheduled> {
   /** When to look at it next, on the monotonic clock. */
   turnAt = 0;
   readonly #context: ScheduleContext<T>;
-  #item: T | null;
-  /** Whether the times of the item have changed, or it was gone, since its pace was found. */
-  #hasChanged = false;
+  /** The item whose times hold. */
+  #item: T;
+  /** The item with other times that holds from the end of the run under way; null: it is gone; undefined: no change. */
+  #successor: T | null | undefined;
   #usual: Pace;
   #pace: Pace;
   /** Point of the next run, or of the one under way, and the one after it, on the clock of the pace. */
@@ -245,14 +246,17 @@ class Routine<T extends Scheduled> {
   }
 
   get isGone(): boolean {
-    return this.#item === null;
+    return this.#successor === null;
   }
 
   /** Takes the item as it is from now on; null: it is gone. Other times hold from the end of the run under way. */
   replace(item: T | null): void {
-    if (item === null || this.#item === null || !haveSameTimes(item, this.#item)) this.#hasChanged = true;
-    this.#item = item;
-    if (this.underWay === null) this.#takeChange();
+    if (item !== null && this.#successor === undefined && haveSameTimes(item, this.#item)) {
+      this.#item = item;
+      return;
+    }
+    this.#successor = item;
+    if (this.underWay === null) this.#succeed();
   }
 
   /** Whether the run is due, by the clock of its pace: that of the wall may have been set. */
@@ -271,7 +275,7 @@ class Routine<T extends Scheduled> {
   /** The run that is due. */
   due(): Due<T> {
     const point = this.#point + this.#delay;
-    return { item: this.#item!, scheduledAt: new Date(this.#pace.wall(point)), dueAt: this.#pace.monotonic(point) };
+    return { item: this.#item, scheduledAt: new Date(this.#pace.wall(point)), dueAt: this.#pace.monotonic(point) };
   }
 
   /** Leaves out all runs that are due. @returns Their number. */
@@ -288,7 +292,7 @@ class Routine<T extends Scheduled> {
       this.#following = this.#comingPoint();
     }
     const skipped = this.#goOnFrom(this.#following);
-    this.#takeChange();
+    this.#succeed();
     return skipped;
   }
 
@@ -299,9 +303,10 @@ class Routine<T extends Scheduled> {
     return this.#pace.count(point, next);
   }
 
-  #takeChange(): void {
-    if (!this.#hasChanged || this.#item === null) return;
-    this.#hasChanged = false;
+  #succeed(): void {
+    if (!this.#successor) return;
+    this.#item = this.#successor;
+    this.#successor = undefined;
     this.#usual = this.#pace = usualPace(this.#item, this.#context);
     this.#moveTo(this.#comingPoint());
   }
@@ -311,7 +316,7 @@ class Routine<T extends Scheduled> {
   }
 
   #moveTo(point: number): void {
-    this.#delay = this.#context.random() * (this.#item?.jitterMs ?? 0);
+    this.#delay = this.#context.random() * (this.#item.jitterMs ?? 0);
     this.#setPoint(point);
   }
 
@@ -328,7 +333,7 @@ class Routine<T extends Scheduled> {
 
   /** The pace after a run: from the first that failed on, that of failing ones. */
   #nextPace(failedAt: number, failed: boolean | void): Pace {
-    const intervalMs = this.#item?.failingIntervalMs;
+    const intervalMs = this.#item.failingIntervalMs;
     if (failed === undefined || typeof intervalMs !== "number") return this.#pace;
     if (!failed) return this.#usual;
     if (this.#pace !== this.#usual) return this.#pace;

@@ -371,6 +371,54 @@ Deno.test("runSchedule() lets the run of an item that is gone end, and starts no
   assert.deepEqual(runs.map(({ startedAt }) => startedAt - OFFSET), [0, 4_000, 5_000]);
 });
 
+Deno.test("runSchedule() takes other times at once, shorter and longer ones, and leaves no turn of the former ones", async () => {
+  const lists = new Lists();
+  const { runs } = await play({
+    lists,
+    during: async (clock) => {
+      for (const intervalMs of [HOUR_MS, 1_000, HOUR_MS, 2_000]) {
+        lists.push([{ ...ITEM, intervalMs, version: intervalMs }]);
+        await clock.advance(3_000);
+      }
+      lists.push([]);
+      await clock.advance(HOUR_MS);
+    },
+  });
+  const seconds = [3_000, 4_000, 5_000].map((time) => time + OFFSET);
+  const twoSeconds = [8_000, 10_000].map((time) => time + firstOffset({ ...ITEM, intervalMs: 2_000 }));
+  assert.deepEqual(runs.map(({ startedAt }) => startedAt), [...seconds, ...twoSeconds]);
+  assert.deepEqual(runs.map(({ version }) => version), [1_000, 1_000, 1_000, 2_000, 2_000]);
+});
+
+Deno.test("runSchedule() sets one timer for all items", async () => {
+  await play({
+    items: Array.from({ length: 100 }, (_, i) => ({ name: `site-${i}`, intervalMs: 1_000 + i })),
+    during: async (clock) => {
+      for (let i = 0; i < 100; i++) {
+        await clock.advance(99);
+        await settle();
+        assert.equal(clock.timers, 1);
+      }
+    },
+  });
+});
+
+Deno.test("runSchedule() goes by the clocks and the timer of the machine where none are given", async () => {
+  const controller = new AbortController();
+  const names: string[] = [];
+  await runSchedule(
+    [[ITEM, { name: "nginx", intervalMs: 5 }, { name: "rare", intervalMs: 365 * 24 * HOUR_MS }]],
+    ({ item }) => {
+      names.push(item.name);
+      if (item.name === "apache") controller.abort();
+      return Promise.resolve();
+    },
+    { signal: controller.signal },
+  );
+  assert.ok(names.includes("nginx"));
+  assert.equal(names.at(-1), "apache");
+});
+
 Deno.test("runSchedule() ends with the error of its lists", async () => {
   const clock = new Clock();
   const lists = (async function* () {
@@ -424,6 +472,21 @@ Deno.test("runSchedule() ends with the error of a run, after those of others", a
   await clock.advance(60_000);
   await rejected;
   assert.ok(others <= 1);
+});
+
+Deno.test("runSchedule() ends with the error of what is told of runs that were left out", async () => {
+  const clock = new Clock();
+  const schedule = runSchedule([[ITEM]], () => Promise.resolve(), {
+    ...clock.options(new AbortController().signal),
+    onSkipped: () => {
+      throw new Error("cannot count");
+    },
+  });
+  const rejected = assert.rejects(schedule, /^Error: cannot count$/);
+  await clock.advance(OFFSET + 100);
+  await clock.jump(HOUR_MS);
+  await rejected;
+  assert.equal(clock.timers, 0);
 });
 
 Deno.test("firstOffset() spreads many names evenly over the interval", () => {
