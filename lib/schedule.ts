@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import pLimit from "p-limit";
+import TinyQueue from "tinyqueue";
 import type { CronTimes } from "./cron.ts";
 import { byCron, type Clocks, everyInterval, type Pace } from "./pace.ts";
 
@@ -40,8 +41,8 @@ export interface RunScheduleOptions {
   readonly now?: () => number;
   /** Clock of the wall, in ms since 1970. */
   readonly wallNow?: () => number;
-  /** Waits; resolves early when the signal is aborted. */
-  readonly sleep?: (ms: number, signal: AbortSignal) => Promise<void>;
+  /** Timer: calls back once, after a time. @returns What calls it off. */
+  readonly wakeAfter?: (ms: number, wake: () => void) => () => void;
   /** Chance, from 0 to 1. */
   readonly random?: () => number;
 }
@@ -65,47 +66,20 @@ export async function runSchedule<T extends Scheduled>(
     onSkipped = () => {},
     now = () => performance.now(),
     wallNow = Date.now,
-    sleep = sleepUntilAborted,
+    wakeAfter = startTimer,
     random = Math.random,
   }: RunScheduleOptions,
 ): Promise<void> {
-  const routines = new Map<string, Routine<T>>();
-  const context: RoutineContext<T> = {
-    start: now(),
-    clocks: { now, wallNow },
-    run,
-    onSkipped,
-    onEnd: (name) => routines.delete(name),
-    sleep,
-    random,
-  };
-  const failed = Promise.withResolvers<never>();
-  const replace = (items: readonly T[]) => {
-    const gone = new Set(routines.keys()).difference(new Set(items.map(({ name }) => name)));
-    for (const name of gone) routines.get(name)!.replace(null);
-    for (const item of items) {
-      const routine = routines.get(item.name);
-      if (routine !== undefined) {
-        routine.replace(item);
-        continue;
-      }
-      const begun = new Routine(item, context);
-      routines.set(item.name, begun);
-      begun.ended.catch(failed.reject);
-    }
-  };
+  const clocks = { now, wallNow };
+  const schedule = new Schedule({ start: now(), clocks, run, onSkipped, wakeAfter, random, signal });
   const follow = async () => {
-    for await (const items of lists) if (!signal.aborted) replace(items);
+    for await (const items of lists) if (!signal.aborted) schedule.replace(items);
   };
   try {
     const followed = follow().then(() => whenAborted(signal));
-    await Promise.race([followed, whenAborted(signal), failed.promise]);
+    await Promise.race([followed, whenAborted(signal), schedule.failed.promise]);
   } finally {
-    const ended = [...routines.values()].map((routine) => {
-      routine.replace(null);
-      return routine.ended;
-    });
-    await Promise.allSettled(ended);
+    await schedule.end();
   }
 }
 
@@ -128,106 +102,256 @@ export async function runOnce<T>(items: readonly T[], run: Run<T>, { signal, atO
 }
 
 /** What all items of a schedule share. */
-interface RoutineContext<T> {
+interface ScheduleContext<T> {
   /** When the schedule began, on the monotonic clock. */
   readonly start: number;
   readonly clocks: Clocks;
   readonly run: Run<T>;
   readonly onSkipped: (name: string, runs: number) => void;
-  /** Told at once, so that no item is given to a routine that has ended. */
-  readonly onEnd: (name: string) => void;
-  readonly sleep: (ms: number, signal: AbortSignal) => Promise<void>;
+  readonly wakeAfter: (ms: number, wake: () => void) => () => void;
   readonly random: () => number;
+  readonly signal: AbortSignal;
 }
 
-/** One item, again and again. */
-class Routine<T extends Scheduled> {
-  /** Resolves when the item is gone and no run is under way; rejects with a run. */
-  readonly ended: Promise<void>;
-  readonly #context: RoutineContext<T>;
-  #item: T | null;
-  /** Aborted when the times of the item have changed, or it is gone. */
-  #changed = new AbortController();
+/** All items in the order of their turns, with one timer: a timer for each would cost more than all the rest. */
+class Schedule<T extends Scheduled> {
+  /** Rejects with what ends the schedule. */
+  readonly failed = Promise.withResolvers<never>();
+  readonly #context: ScheduleContext<T>;
+  readonly #routines = new Map<string, Routine<T>>();
+  /** Those without a run under way; the one whose turn is next comes first. */
+  #waiting = new TinyQueue<Routine<T>>([], byTurn);
+  /** When the timer goes off, on the monotonic clock. */
+  #wakeAt = Infinity;
+  #stopTimer = () => {};
 
-  constructor(item: T, context: RoutineContext<T>) {
+  constructor(context: ScheduleContext<T>) {
+    this.#context = context;
+  }
+
+  /** Takes the items as they are from now on. */
+  replace(items: readonly T[]): void {
+    const gone = new Set(this.#routines.keys()).difference(new Set(items.map(({ name }) => name)));
+    for (const name of gone) {
+      const routine = this.#routines.get(name)!;
+      routine.replace(null);
+      if (routine.underWay === null) this.#routines.delete(name);
+    }
+    for (const item of items) {
+      const routine = this.#routines.get(item.name);
+      if (routine === undefined) this.#routines.set(item.name, new Routine(item, this.#context));
+      else routine.replace(item);
+    }
+    const waiting = this.#routines.values().filter(({ underWay }) => underWay === null);
+    this.#waiting = new TinyQueue([...waiting], byTurn);
+    this.#setTimer();
+  }
+
+  /** Begins no more runs. Resolves when none is under way. */
+  async end(): Promise<void> {
+    this.replace([]);
+    this.#stopTimer();
+    await Promise.all(this.#routines.values().map(({ underWay }) => underWay));
+  }
+
+  /** Sets the timer to the next turn, unless it goes off before. */
+  #setTimer(): void {
+    const next = this.#waiting.peek();
+    if (next === undefined || next.turnAt >= this.#wakeAt) return;
+    this.#stopTimer();
+    this.#wakeAt = next.turnAt;
+    this.#stopTimer = this.#context.wakeAfter(next.turnAt - this.#context.clocks.now(), () => this.#wake());
+  }
+
+  #wake(): void {
+    const { clocks, signal } = this.#context;
+    this.#wakeAt = Infinity;
+    const now = clocks.now();
+    try {
+      for (let next = this.#waiting.peek(); next !== undefined && next.turnAt <= now; next = this.#waiting.peek()) {
+        if (signal.aborted) return;
+        this.#waiting.pop();
+        this.#takeTurn(next);
+      }
+      this.#setTimer();
+    } catch (error) {
+      this.failed.reject(error);
+    }
+  }
+
+  #takeTurn(routine: Routine<T>): void {
+    if (routine.isDue()) {
+      // Where the next is due too, the machine slept: were it made up for, those of all items would bunch.
+      if (!routine.isNextDue()) {
+        routine.underWay = this.#run(routine);
+        return;
+      }
+      this.#tellSkipped(routine, routine.skip());
+    }
+    this.#waiting.push(routine);
+  }
+
+  /** Does one run, and lets the item wait again. Never rejects. */
+  async #run(routine: Routine<T>): Promise<void> {
+    try {
+      const due = routine.due();
+      const failed = await this.#context.run(due);
+      this.#tellSkipped(routine, routine.goOn({ dueAt: due.dueAt, failed }));
+      if (routine.isGone) {
+        this.#routines.delete(routine.name);
+        return;
+      }
+      this.#waiting.push(routine);
+      this.#setTimer();
+    } catch (error) {
+      this.failed.reject(error);
+    }
+  }
+
+  #tellSkipped({ name }: Routine<T>, runs: number): void {
+    if (runs > 0) this.#context.onSkipped(name, runs);
+  }
+}
+
+function byTurn(a: { readonly turnAt: number }, b: { readonly turnAt: number }): number {
+  return a.turnAt - b.turnAt;
+}
+
+/** One item and its points in time. */
+class Routine<T extends Scheduled> {
+  readonly name: string;
+  /** The run that is under way. */
+  underWay: Promise<void> | null = null;
+  /** When to look at it next, on the monotonic clock. */
+  turnAt = 0;
+  readonly #context: ScheduleContext<T>;
+  /** The item whose times hold. */
+  #item: T;
+  /** The item with other times that holds from the end of the run under way; null: it is gone; undefined: no change. */
+  #successor: T | null | undefined;
+  #usual: Pace;
+  #pace: Pace;
+  /** Point of the next run, or of the one under way, and the one after it, on the clock of the pace. */
+  #point = 0;
+  #following = 0;
+  /** How much later than its point the run is, by chance. */
+  #delay = 0;
+
+  constructor(item: T, context: ScheduleContext<T>) {
+    this.name = item.name;
     this.#item = item;
     this.#context = context;
-    this.ended = this.#repeat();
+    this.#usual = this.#pace = usualPace(item, context);
+    this.#moveTo(this.#comingPoint());
   }
 
-  /** Takes the item as it is from now on; null: it is gone. */
+  get isGone(): boolean {
+    return this.#successor === null;
+  }
+
+  /** Takes the item as it is from now on; null: it is gone. Other times hold from the end of the run under way. */
   replace(item: T | null): void {
-    if (item === null || this.#item === null || !haveSameTimes(item, this.#item)) this.#changed.abort();
-    this.#item = item;
-  }
-
-  async #repeat(): Promise<void> {
-    const { run, onSkipped, onEnd, sleep, random } = this.#context;
-    const { name } = this.#item!;
-    for (let item = this.#item; item !== null; item = this.#item) {
-      this.#changed = new AbortController();
-      const usual = this.#usualPace(item);
-      let pace = usual;
-      let due = pace.from(pace.clock());
-      let delay = random() * (item.jitterMs ?? 0);
-      while (!this.#changed.signal.aborted) {
-        const wait = due + delay - pace.clock();
-        if (wait > 0) {
-          await sleep(Math.min(wait, pace.longestSleepMs), this.#changed.signal);
-          if (pace.wasSetBack()) due = pace.from(pace.clock());
-          continue;
-        }
-        let following = pace.after(due);
-        // Where the next is due too, the machine slept: were it made up for, those of all items would bunch.
-        const isOver = following + delay <= pace.clock();
-        if (!isOver) {
-          const [scheduledAt, dueAt] = [new Date(pace.wall(due + delay)), pace.monotonic(due + delay)];
-          const failed = await run({ item: this.#item ?? item, scheduledAt, dueAt });
-          const next = this.#nextPace({ item, usual, pace, failedAt: dueAt - delay, failed });
-          if (next !== pace) {
-            pace = next;
-            following = pace.from(pace.clock());
-          }
-        }
-        const next = following >= pace.clock() ? following : pace.from(pace.clock());
-        const skipped = pace.count(isOver ? due : following, next);
-        if (skipped > 0) onSkipped(name, skipped);
-        due = next;
-        delay = random() * (item.jitterMs ?? 0);
-      }
+    if (item !== null && this.#successor === undefined && haveSameTimes(item, this.#item)) {
+      this.#item = item;
+      return;
     }
-    onEnd(name);
+    this.#successor = item;
+    if (this.underWay === null) this.#succeed();
   }
 
-  #usualPace(item: T): Pace {
-    const { start, clocks } = this.#context;
-    if (item.cron) return byCron(item.cron, clocks);
-    return everyInterval({ first: start + firstOffset(item), intervalMs: item.intervalMs }, clocks);
+  /** Whether the run is due, by the clock of its pace: that of the wall may have been set. */
+  isDue(): boolean {
+    if (this.#pace.wasSetBack()) this.#setPoint(this.#comingPoint());
+    if (this.#point + this.#delay <= this.#pace.clock()) return true;
+    this.#setTurn();
+    return false;
+  }
+
+  /** Whether the run after it is due too. */
+  isNextDue(): boolean {
+    return this.#following + this.#delay <= this.#pace.clock();
+  }
+
+  /** The run that is due. */
+  due(): Due<T> {
+    const point = this.#point + this.#delay;
+    return { item: this.#item, scheduledAt: new Date(this.#pace.wall(point)), dueAt: this.#pace.monotonic(point) };
+  }
+
+  /** Leaves out all runs that are due. @returns Their number. */
+  skip(): number {
+    return this.#goOnFrom(this.#point);
+  }
+
+  /** Goes on after a run. @returns The number of those that fell due meanwhile, which are left out. */
+  goOn({ dueAt, failed }: { readonly dueAt: number; readonly failed: boolean | void }): number {
+    this.underWay = null;
+    const pace = this.#nextPace(dueAt - this.#delay, failed);
+    if (pace !== this.#pace) {
+      this.#pace = pace;
+      this.#following = this.#comingPoint();
+    }
+    const skipped = this.#goOnFrom(this.#following);
+    this.#succeed();
+    return skipped;
+  }
+
+  /** Moves to the point that follows, or to the first that has not passed. @returns Points from another to there. */
+  #goOnFrom(point: number): number {
+    const next = this.#following >= this.#pace.clock() ? this.#following : this.#comingPoint();
+    this.#moveTo(next);
+    return this.#pace.count(point, next);
+  }
+
+  #succeed(): void {
+    if (!this.#successor) return;
+    this.#item = this.#successor;
+    this.#successor = undefined;
+    this.#usual = this.#pace = usualPace(this.#item, this.#context);
+    this.#moveTo(this.#comingPoint());
+  }
+
+  #comingPoint(): number {
+    return this.#pace.from(this.#pace.clock());
+  }
+
+  #moveTo(point: number): void {
+    this.#delay = this.#context.random() * (this.#item.jitterMs ?? 0);
+    this.#setPoint(point);
+  }
+
+  #setPoint(point: number): void {
+    this.#point = point;
+    this.#following = this.#pace.after(point);
+    this.#setTurn();
+  }
+
+  #setTurn(): void {
+    const { now } = this.#context.clocks;
+    this.turnAt = Math.min(this.#pace.monotonic(this.#point + this.#delay), now() + this.#pace.longestSleepMs);
   }
 
   /** The pace after a run: from the first that failed on, that of failing ones. */
-  #nextPace({ item, usual, pace, failedAt, failed }: NextPaceOptions<T>): Pace {
-    if (failed === undefined || typeof item.failingIntervalMs !== "number") return pace;
-    if (!failed) return usual;
-    if (pace !== usual) return pace;
-    const intervalMs = item.failingIntervalMs;
+  #nextPace(failedAt: number, failed: boolean | void): Pace {
+    const intervalMs = this.#item.failingIntervalMs;
+    if (failed === undefined || typeof intervalMs !== "number") return this.#pace;
+    if (!failed) return this.#usual;
+    if (this.#pace !== this.#usual) return this.#pace;
     return everyInterval({ first: failedAt + intervalMs, intervalMs }, this.#context.clocks);
   }
 }
 
-interface NextPaceOptions<T> {
-  readonly item: T;
-  readonly usual: Pace;
-  readonly pace: Pace;
-  /** When the run was due, on the monotonic clock. */
-  readonly failedAt: number;
-  readonly failed: boolean | void;
+function usualPace(item: Scheduled, { start, clocks }: { readonly start: number; readonly clocks: Clocks }): Pace {
+  if (item.cron) return byCron(item.cron, clocks);
+  return everyInterval({ first: start + firstOffset(item), intervalMs: item.intervalMs }, clocks);
 }
 
 function haveSameTimes(a: Scheduled, b: Scheduled): boolean {
-  const times = ({ intervalMs, cron, jitterMs, failingIntervalMs }: Scheduled) =>
-    [cron ? `${cron.timeZone} ${cron.expression}` : intervalMs, jitterMs ?? 0, failingIntervalMs ?? null].join();
-  return times(a) === times(b);
+  const isPaceSame = a.cron && b.cron
+    ? a.cron.expression === b.cron.expression && a.cron.timeZone === b.cron.timeZone
+    : !a.cron && !b.cron && a.intervalMs === b.intervalMs;
+  return isPaceSame && (a.jitterMs ?? 0) === (b.jitterMs ?? 0) &&
+    (a.failingIntervalMs ?? null) === (b.failingIntervalMs ?? null);
 }
 
 /**
@@ -244,6 +368,16 @@ function haveSameTimes(a: Scheduled, b: Scheduled): boolean {
  */
 export function firstOffset({ name, intervalMs }: Pick<Scheduled, "name" | "intervalMs">): number {
   return createHash("sha256").update(name).digest().readUInt32BE() / 2 ** 32 * intervalMs;
+}
+
+/** Timers take no longer times: some 25 days. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
+
+/** Calls back after a time. @returns What calls it off. */
+function startTimer(ms: number, wake: () => void): () => void {
+  // Fractions would be cut off: it would go off too early, and have to be set again.
+  const timer = setTimeout(wake, Math.min(Math.max(0, Math.ceil(ms)), LONGEST_TIMER_MS));
+  return () => clearTimeout(timer);
 }
 
 /** Waits for a time, or until the signal is aborted. */

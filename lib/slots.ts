@@ -1,4 +1,4 @@
-import pLimit, { type LimitFunction } from "p-limit";
+import Queue from "yocto-queue";
 
 /** How many may be under way. */
 export interface SlotLimits {
@@ -13,38 +13,85 @@ export interface SlotLimits {
  * hangs would take all places. What waits has not begun, so that the wait is no part of a response time.
  */
 export class Slots {
-  readonly #all: LimitFunction;
-  readonly #hosts = new Map<string, Host>();
+  readonly #all: Places;
+  readonly #hosts = new Map<string, Places>();
   #maxPerHost: number;
 
   /** All free. */
   constructor({ max, maxPerHost }: SlotLimits) {
-    this.#all = pLimit(max);
+    this.#all = new Places(max);
     this.#maxPerHost = maxPerHost;
+  }
+
+  /** Number of hosts with something under way or waiting. */
+  get hosts(): number {
+    return this.#hosts.size;
   }
 
   /** Other limits from now on; what is under way goes on. */
   resize({ max, maxPerHost }: SlotLimits): void {
-    this.#all.concurrency = max;
     this.#maxPerHost = maxPerHost;
-    for (const { limit } of this.#hosts.values()) limit.concurrency = maxPerHost;
+    for (const places of this.#hosts.values()) places.resize(maxPerHost);
+    this.#all.resize(max);
   }
 
   /** Does something as soon as there is room, in the order of the calls; what waits for its host takes no room from others. */
   async run<T>(host: string, work: () => Promise<T>): Promise<T> {
-    let place = this.#hosts.get(host);
-    if (place === undefined) this.#hosts.set(host, place = { limit: pLimit(this.#maxPerHost), users: 0 });
-    place.users++;
+    let ofHost = this.#hosts.get(host);
+    if (ofHost === undefined) this.#hosts.set(host, ofHost = new Places(this.#maxPerHost));
+    if (!ofHost.take()) await ofHost.next();
+    if (!this.#all.take()) await this.#all.next();
     try {
-      return await place.limit(() => this.#all(work));
+      return await work();
     } finally {
-      if (--place.users === 0) this.#hosts.delete(host);
+      this.#all.free();
+      ofHost.free();
+      if (ofHost.areFree) this.#hosts.delete(host);
     }
   }
 }
 
-/** A host with checks under way or waiting. */
-interface Host {
-  readonly limit: LimitFunction;
-  users: number;
+/** Some places, and those that wait for one: there are none while a place is free. */
+class Places {
+  #max: number;
+  #taken = 0;
+  /** Not made before someone waits: most hosts have room. */
+  #waiting: Queue<() => void> | undefined;
+
+  constructor(max: number) {
+    this.#max = max;
+  }
+
+  /** Whether all are. */
+  get areFree(): boolean {
+    return this.#taken === 0;
+  }
+
+  resize(max: number): void {
+    this.#max = max;
+    this.#giveToWaiting();
+  }
+
+  /** Takes a place. @returns Whether one was free. */
+  take(): boolean {
+    if (this.#taken >= this.#max) return false;
+    this.#taken++;
+    return true;
+  }
+
+  /** Waits for a place, and takes it. */
+  next(): Promise<void> {
+    const waiting = this.#waiting ??= new Queue();
+    return new Promise((resolve) => waiting.enqueue(resolve));
+  }
+
+  /** Gives a place back. */
+  free(): void {
+    this.#taken--;
+    this.#giveToWaiting();
+  }
+
+  #giveToWaiting(): void {
+    while (this.#waiting !== undefined && this.#waiting.size > 0 && this.take()) this.#waiting.dequeue()!();
+  }
 }

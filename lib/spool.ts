@@ -75,6 +75,9 @@ const DEFAULT_MAX_BYTES = 1024 ** 3;
 const REFUSED_SHARE = 0.1;
 /** What is kept in memory while the disk can't be written. */
 const MAX_PENDING_BYTES = 64 * 1024 * 1024;
+/** What is on disk is kept in memory too up to these, so that what was just written need not be read again. */
+const MAX_NEWEST = 10_000;
+const MAX_NEWEST_BYTES = 8 * 1024 * 1024;
 /** Checks that end within this time share a transaction. */
 const COMMIT_DELAY_MS = 2;
 /** A command of another process, which moves messages, is waited for. */
@@ -114,6 +117,7 @@ export class Spool implements Disposable {
   /** Messages that are not on disk yet. */
   #pending: SpooledMessage[] = [];
   #pendingBytes = 0;
+  readonly #newest = new Newest();
   /** Acknowledged messages that could not be deleted yet. */
   readonly #gone = new Set<number>();
   #commitTimer: ReturnType<typeof setTimeout> | undefined;
@@ -122,6 +126,8 @@ export class Spool implements Disposable {
   #refusedSize = 0;
   #refusedBytes = 0;
   #last = 0;
+  /** Of messages up to it, some may have been dropped. */
+  #droppedTo = 0;
   /** All before it are of topics that are passed over. */
   #from = 0;
   #except: ReadonlySet<string> = NONE;
@@ -176,6 +182,7 @@ export class Spool implements Disposable {
     if (this.#pending.length === 0) return;
     this.#attempt(() => {
       this.#file.insert(this.#pending);
+      this.#newest.add(this.#pending, this.#pendingBytes);
       this.#pending = [];
       this.#pendingBytes = 0;
     });
@@ -185,24 +192,16 @@ export class Spool implements Disposable {
   }
 
   /** The oldest messages, in their order; the same again until they are deleted. */
-  next({ limit, except = NONE, only }: NextOptions): SpooledMessage[] {
+  next(options: NextOptions): SpooledMessage[] {
     this.flush();
     this.#expire();
-    if (only === undefined) {
-      if (this.#file.changed()) this.#count();
-      if (!this.#except.isSubsetOf(except)) this.#from = 0;
-      this.#except = new Set(except);
-    }
-    const found: SpooledMessage[] = [];
     this.#attempt(() => {
-      found.push(
-        ...this.#file.select({ from: only === undefined ? this.#from : 0, limit, except, only, gone: this.#gone }),
-      );
+      if (this.#file.changed()) this.#count();
     });
-    if (only === undefined && found[0] !== undefined) this.#from = found[0].sequence;
-    if (found.length === limit || this.#pending.length === 0) return found;
-    const more = this.#pending.filter(({ topic }) => !except.has(topic) && (only?.has(topic) ?? true));
-    return [...found, ...more.slice(0, limit - found.length)];
+    const inMemory = this.#newest.messages.length + this.#pending.length === this.#size && this.#gone.size === 0;
+    const found = inMemory ? choose(this.#newest.messages, options) : this.#read(options);
+    if (found.length === options.limit || this.#pending.length === 0) return found;
+    return [...found, ...choose(this.#pending, { ...options, limit: options.limit - found.length })];
   }
 
   /** Forgets messages that Kafka has. */
@@ -211,7 +210,9 @@ export class Spool implements Disposable {
     const sequences = new Set(messages.map(({ sequence }) => sequence));
     if (this.#pending.length > 0) this.#forgetPending(sequences);
     this.#attempt(() => {
-      this.#removed(this.#file.delete([...this.#gone, ...sequences]));
+      this.#deleteFromFile(messages, sequences);
+      this.#newest.delete(sequences);
+      if (this.#gone.size > 0) this.#newest.delete(this.#gone);
       this.#gone.clear();
       if (this.#size === 0) this.#file.shrink();
     }, () => {
@@ -268,6 +269,38 @@ export class Spool implements Disposable {
       if (!isDamage(error)) throw openError(this.#path, error);
       this.#setAside(error);
       return new SpoolFile(this.#path, sync);
+    }
+  }
+
+  #read({ limit, except = NONE, only }: NextOptions): SpooledMessage[] {
+    if (only === undefined) {
+      if (!this.#except.isSubsetOf(except)) this.#from = 0;
+      this.#except = new Set(except);
+    }
+    let found: SpooledMessage[] = [];
+    this.#attempt(() => {
+      found = this.#file.select({ from: only === undefined ? this.#from : 0, limit, except, only, gone: this.#gone });
+    });
+    if (only === undefined && found[0] !== undefined) this.#from = found[0].sequence;
+    return found;
+  }
+
+  /** @param sequences Those of the messages, but for some that were not in the file. */
+  #deleteFromFile(messages: readonly SpooledMessage[], sequences: ReadonlySet<number>): void {
+    let [first, last, bytes] = [Infinity, 0, 0];
+    for (const message of messages) {
+      if (message.sequence < first) first = message.sequence;
+      if (message.sequence > last) last = message.sequence;
+      bytes += message.bytes;
+    }
+    const isRun = sequences.size === messages.length && last - first + 1 === messages.length;
+    if (!isRun || first <= this.#droppedTo || this.#gone.size > 0) {
+      this.#removed(this.#file.delete([...this.#gone, ...sequences]));
+    } else if (this.#file.deleteRun(first, last) === messages.length) {
+      this.#size -= messages.length;
+      this.#bytes -= bytes;
+    } else {
+      this.#count();
     }
   }
 
@@ -337,6 +370,7 @@ export class Spool implements Disposable {
     this.#refusedBytes = refusedBytes;
     this.#last = Math.max(this.#last, last);
     this.#from = 0;
+    this.#newest.clear();
   }
 
   /** Drops the oldest beyond the room there is. */
@@ -346,7 +380,7 @@ export class Spool implements Disposable {
       while (this.#bytes + this.#refusedBytes > this.#maxBytes && this.#size > 1) {
         const removed = this.#file.dropOldest(Math.max(1, Math.min(100, Math.floor(this.#size / 10))));
         if (removed.length === 0) return;
-        this.#removed(removed);
+        this.#droppedOldest(removed);
         dropped += removed.length;
       }
     });
@@ -361,9 +395,16 @@ export class Spool implements Disposable {
     const { maxAgeMs } = this.#options;
     this.#attempt(() => {
       const removed = this.#file.dropOlder(now - maxAgeMs);
-      this.#removed(removed);
-      if (removed.length > 0) this.#options.onDropped?.(removed.length, "old");
+      if (removed.length === 0) return;
+      this.#droppedOldest(removed);
+      this.#options.onDropped?.(removed.length, "old");
     });
+  }
+
+  #droppedOldest(bytes: readonly number[]): void {
+    this.#removed(bytes);
+    this.#droppedTo = this.#last;
+    this.#newest.keep(this.#size - this.#pending.length);
   }
 
   /** Takes those that were acknowledged before they were on disk out of both lists. */
@@ -381,6 +422,52 @@ export class Spool implements Disposable {
     this.#size -= bytes.length;
     for (const one of bytes) this.#bytes -= one;
   }
+}
+
+/** The newest messages of the file, in memory; none that is newer than one of them is missing. */
+class Newest {
+  #messages: SpooledMessage[] = [];
+  #bytes = 0;
+
+  /** In their order. */
+  get messages(): readonly SpooledMessage[] {
+    return this.#messages;
+  }
+
+  /** Adds what is newer than all others; where that is too much, none is kept. */
+  add(messages: readonly SpooledMessage[], bytes: number): void {
+    if (this.#messages.length + messages.length > MAX_NEWEST || this.#bytes + bytes > MAX_NEWEST_BYTES) {
+      this.clear();
+      return;
+    }
+    this.#messages.push(...messages);
+    this.#bytes += bytes;
+  }
+
+  delete(sequences: ReadonlySet<number>): void {
+    this.#messages = this.#messages.filter(({ sequence, bytes }) => {
+      if (!sequences.has(sequence)) return true;
+      this.#bytes -= bytes;
+      return false;
+    });
+  }
+
+  /** Forgets the oldest, until there are this many at most. */
+  keep(size: number): void {
+    const surplus = this.#messages.length - size;
+    if (surplus <= 0) return;
+    for (const { bytes } of this.#messages.splice(0, surplus)) this.#bytes -= bytes;
+  }
+
+  clear(): void {
+    this.#messages = [];
+    this.#bytes = 0;
+  }
+}
+
+function choose(messages: readonly SpooledMessage[], { limit, except = NONE, only }: NextOptions): SpooledMessage[] {
+  if (except.size === 0 && only === undefined) return messages.slice(0, limit);
+  return messages.filter(({ topic }) => !except.has(topic) && (only?.has(topic) ?? true)).slice(0, limit);
 }
 
 /**
@@ -481,6 +568,7 @@ class SpoolFile {
   readonly #select: StatementSync;
   readonly #selectSome: StatementSync;
   readonly #delete: StatementSync;
+  readonly #deleteRun: StatementSync;
   readonly #refuse: StatementSync;
   readonly #version: StatementSync;
   #seenVersion: number;
@@ -507,6 +595,7 @@ class SpoolFile {
       this.#delete = this.#database.prepare(
         "DELETE FROM message WHERE sequence IN (SELECT value FROM json_each(?)) RETURNING bytes",
       );
+      this.#deleteRun = this.#database.prepare("DELETE FROM message WHERE sequence BETWEEN ? AND ?");
       this.#refuse = this.#database.prepare("INSERT OR REPLACE INTO refused VALUES (?, ?, ?, ?, ?, ?, ?, ?)");
       this.#version = this.#database.prepare("PRAGMA data_version");
       this.#seenVersion = this.#dataVersion();
@@ -532,6 +621,11 @@ class SpoolFile {
   /** Deletes messages. @returns Bytes of each that was there. */
   delete(sequences: readonly number[]): number[] {
     return bytesOf(this.#delete.all(JSON.stringify(sequences)));
+  }
+
+  /** Deletes all messages from one to another. @returns How many there were. */
+  deleteRun(first: number, last: number): number {
+    return Number(this.#deleteRun.run(first, last).changes);
   }
 
   refuse(messages: readonly RefusedMessage[]): void {

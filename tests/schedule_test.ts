@@ -11,34 +11,45 @@ import {
 
 const WALL_START = Date.UTC(2026, 0, 2);
 
-/** A clock that stands still until it is told to go on, with those that sleep by it. */
+/** A clock that stands still until it is told to go on, with the timers that go by it. */
 class Clock {
   /** Monotonic time in ms. */
   time = 0;
   /** What the clock of the wall is ahead, in ms since 1970. */
   wallOffset = WALL_START;
-  #sleepers: { readonly until: number; readonly wake: () => void }[] = [];
+  #timers: { readonly until: number; readonly wake: () => void }[] = [];
 
   /** Options of a schedule that goes by this clock. */
   options(signal: AbortSignal): RunScheduleOptions {
-    return { signal, now: () => this.time, wallNow: () => this.wallOffset + this.time, sleep: this.sleep };
+    return {
+      signal,
+      now: () => this.time,
+      wallNow: () => this.wallOffset + this.time,
+      wakeAfter: (ms, wake) => {
+        const timer = { until: this.time + ms, wake };
+        this.#timers.push(timer);
+        return () => this.#timers = this.#timers.filter((other) => other !== timer);
+      },
+    };
   }
 
-  sleep = (ms: number, signal: AbortSignal): Promise<void> =>
-    new Promise((resolve) => {
-      if (signal.aborted) return resolve();
-      signal.addEventListener("abort", () => resolve(), { once: true });
-      this.#sleepers.push({ until: this.time + ms, wake: resolve });
-    });
+  /** Timers that have not gone off and were not called off. */
+  get timers(): number {
+    return this.#timers.length;
+  }
 
-  /** Goes on, from one sleeper's time to the next's. */
+  sleep(ms: number): Promise<void> {
+    return new Promise((wake) => this.#timers.push({ until: this.time + ms, wake }));
+  }
+
+  /** Goes on, from one timer's time to the next's. */
   async advance(ms: number): Promise<void> {
     const end = this.time + ms;
     for (;;) {
       await settle();
-      const [next] = this.#sleepers.sort((a, b) => a.until - b.until);
+      const [next] = this.#timers.sort((a, b) => a.until - b.until);
       if (next === undefined || next.until > end) break;
-      this.#sleepers.shift();
+      this.#timers.shift();
       this.time = Math.max(this.time, next.until);
       next.wake();
     }
@@ -127,7 +138,7 @@ async function play(
     running++;
     onRun?.(1);
     const duration = takes(run);
-    if (duration > 0) await clock.sleep(duration, new AbortController().signal);
+    if (duration > 0) await clock.sleep(duration);
     running--;
     onRun?.(-1);
     return fails?.(run);
@@ -141,6 +152,7 @@ async function play(
   await clock.advance(60_000);
   await schedule;
   assert.equal(running, 0, "runs that have begun are waited for");
+  assert.equal(clock.timers, 0, "no timer is left behind");
   return { runs, skipped, starts: runs.map(({ startedAt }) => startedAt - OFFSET) };
 }
 
@@ -359,6 +371,54 @@ Deno.test("runSchedule() lets the run of an item that is gone end, and starts no
   assert.deepEqual(runs.map(({ startedAt }) => startedAt - OFFSET), [0, 4_000, 5_000]);
 });
 
+Deno.test("runSchedule() takes other times at once, shorter and longer ones, and leaves no turn of the former ones", async () => {
+  const lists = new Lists();
+  const { runs } = await play({
+    lists,
+    during: async (clock) => {
+      for (const intervalMs of [HOUR_MS, 1_000, HOUR_MS, 2_000]) {
+        lists.push([{ ...ITEM, intervalMs, version: intervalMs }]);
+        await clock.advance(3_000);
+      }
+      lists.push([]);
+      await clock.advance(HOUR_MS);
+    },
+  });
+  const seconds = [3_000, 4_000, 5_000].map((time) => time + OFFSET);
+  const twoSeconds = [8_000, 10_000].map((time) => time + firstOffset({ ...ITEM, intervalMs: 2_000 }));
+  assert.deepEqual(runs.map(({ startedAt }) => startedAt), [...seconds, ...twoSeconds]);
+  assert.deepEqual(runs.map(({ version }) => version), [1_000, 1_000, 1_000, 2_000, 2_000]);
+});
+
+Deno.test("runSchedule() sets one timer for all items", async () => {
+  await play({
+    items: Array.from({ length: 100 }, (_, i) => ({ name: `site-${i}`, intervalMs: 1_000 + i })),
+    during: async (clock) => {
+      for (let i = 0; i < 100; i++) {
+        await clock.advance(99);
+        await settle();
+        assert.equal(clock.timers, 1);
+      }
+    },
+  });
+});
+
+Deno.test("runSchedule() goes by the clocks and the timer of the machine where none are given", async () => {
+  const controller = new AbortController();
+  const names: string[] = [];
+  await runSchedule(
+    [[ITEM, { name: "nginx", intervalMs: 5 }, { name: "rare", intervalMs: 365 * 24 * HOUR_MS }]],
+    ({ item }) => {
+      names.push(item.name);
+      if (item.name === "apache") controller.abort();
+      return Promise.resolve();
+    },
+    { signal: controller.signal },
+  );
+  assert.ok(names.includes("nginx"));
+  assert.equal(names.at(-1), "apache");
+});
+
 Deno.test("runSchedule() ends with the error of its lists", async () => {
   const clock = new Clock();
   const lists = (async function* () {
@@ -405,13 +465,28 @@ Deno.test("runSchedule() ends with the error of a run, after those of others", a
   let others = 0;
   const schedule = runSchedule([[ITEM, { name: "nginx", intervalMs: 1_000 }]], async ({ item: { name } }) => {
     if (name === "apache") throw new Error("broken pipe");
-    await clock.sleep(5_000, new AbortController().signal);
+    await clock.sleep(5_000);
     others++;
   }, clock.options(new AbortController().signal));
   const rejected = assert.rejects(schedule, /^Error: broken pipe$/);
   await clock.advance(60_000);
   await rejected;
   assert.ok(others <= 1);
+});
+
+Deno.test("runSchedule() ends with the error of what is told of runs that were left out", async () => {
+  const clock = new Clock();
+  const schedule = runSchedule([[ITEM]], () => Promise.resolve(), {
+    ...clock.options(new AbortController().signal),
+    onSkipped: () => {
+      throw new Error("cannot count");
+    },
+  });
+  const rejected = assert.rejects(schedule, /^Error: cannot count$/);
+  await clock.advance(OFFSET + 100);
+  await clock.jump(HOUR_MS);
+  await rejected;
+  assert.equal(clock.timers, 0);
 });
 
 Deno.test("firstOffset() spreads many names evenly over the interval", () => {

@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
+import { fileURLToPath } from "node:url";
 import { ConfigError } from "../lib/error.ts";
-import { listRefused, type OutgoingMessage, retryRefused, Spool } from "../lib/spool.ts";
+import { listRefused, type OutgoingMessage, retryRefused, Spool, type SpooledMessage } from "../lib/spool.ts";
 
 const NONE: ReadonlySet<string> = new Set();
 
@@ -90,6 +91,73 @@ Deno.test("Spool.delete() passes over a message that was dropped meanwhile", () 
   assert.deepEqual(values(spool), ["3", "4"], "the room is counted once");
 });
 
+Deno.test("Spool.delete() counts once what is deleted twice, in parts and in any order", () => {
+  using spool = new Spool(":memory:", { maxBytes: 18 });
+  for (let i = 0; i < 5; i++) spool.add(messageOf(`${i}`));
+  const [zero, one, two, three, four] = spool.next({ limit: 100 });
+  spool.delete([one!, zero!]);
+  assert.deepEqual(values(spool), ["2", "3", "4"]);
+  spool.delete([two!, zero!, one!]);
+  spool.delete([four!, four!]);
+  spool.delete([two!, two!, four!]);
+  assert.deepEqual(values(spool), ["3"]);
+  assert.equal(spool.size, 1);
+  for (let i = 5; i < 10; i++) spool.add(messageOf(`${i}`));
+  spool.flush();
+  spool.delete([three!]);
+  assert.deepEqual(values(spool), ["5", "6", "7", "8", "9"], "there is room for six");
+  assert.equal(spool.size, 5);
+});
+
+Deno.test("Spool gives the same from memory and from the file, whatever is added, deleted and dropped", async () => {
+  await using folder = await temporaryFolder();
+  let dropped = 0;
+  let state = 2026;
+  const random = (below: number) => {
+    state = (Math.imul(state, 1_103_515_245) + 12_345) >>> 0;
+    return (state >>> 8) % below;
+  };
+  const options = { maxBytes: 40 * 1024 * 1024, onDropped: (messages: number) => dropped += messages };
+  let spool = new Spool(`${folder.path}/spool.db`, options);
+  const large = "x".repeat(3 * 1024 * 1024);
+  let expected: string[] = [];
+  let handedOut: SpooledMessage[] = [];
+  for (let added = 0, i = 0; i < 600; i++) {
+    for (let count = random(5); count > 0; count--) {
+      const value = `${added++} ${random(40) === 0 ? large : ""}`;
+      spool.add(messageOf(value, `topic${random(3)}`));
+      expected.push(value);
+    }
+    spool.flush();
+    expected = expected.slice(dropped);
+    dropped = 0;
+    if (random(30) === 0) {
+      spool[Symbol.dispose]();
+      spool = new Spool(`${folder.path}/spool.db`, options);
+    }
+    const topics = new Set(random(3) === 0 ? [`topic${random(3)}`] : []);
+    const isOnly = topics.size > 0 && random(2) === 0;
+    const limit = 1 + random(40);
+    const next = spool.next(isOnly ? { limit, only: topics } : { limit, except: topics });
+    assert.ok(next.every(({ topic }) => topics.has(topic) === isOnly));
+    assert.ok(next.every(({ sequence }, i) => i === 0 || sequence > next[i - 1]!.sequence));
+    if (topics.size === 0) assert.deepEqual(next.map(({ value }) => value), expected.slice(0, limit));
+    assert.equal(spool.size, expected.length);
+    // What was handed out before is acknowledged later, all or a part of it.
+    if (random(2) === 0) {
+      const part = random(3) === 0 ? handedOut.filter(() => random(2) === 0) : handedOut;
+      spool.delete(part);
+      const deleted = new Set(part.map(({ value }) => value));
+      expected = expected.filter((value) => !deleted.has(value));
+    }
+    handedOut = next;
+  }
+  assert.equal(spool.size, expected.length);
+  spool[Symbol.dispose]();
+  using again = new Spool(`${folder.path}/spool.db`);
+  assert.deepEqual(values(again, 10_000), expected);
+});
+
 Deno.test("Spool.waitForMessage() resolves for all who wait when a message is added", async () => {
   using spool = new Spool(":memory:");
   spool.add(messageOf("before"));
@@ -137,6 +205,70 @@ Deno.test("Spool keeps messages from one process to the next, in a folder that i
   using spool = new Spool(path, { sync: "full" });
   assert.equal(spool.size, 3);
   assert.deepEqual(values(spool), ["2", "3", "added a moment before the end"]);
+});
+
+/** Runs a program that finds the class Spool and a folder's `path`. */
+async function runWithSpool(program: string, { path, flags = [] }: RunOptions): Promise<Deno.CommandOutput> {
+  const module = new URL("../lib/spool.ts", import.meta.url);
+  await Deno.writeTextFile(
+    `${path}/program.ts`,
+    `import { Spool } from ${JSON.stringify(module.href)};\nconst path = ${JSON.stringify(path)};\n${program}`,
+  );
+  const config = fileURLToPath(new URL("../deno.json", import.meta.url));
+  const args = ["run", "--quiet", "-A", "--no-check", "--config", config, ...flags, `${path}/program.ts`];
+  return await new Deno.Command(Deno.execPath(), { args }).output();
+}
+
+interface RunOptions {
+  readonly path: string;
+  readonly flags?: readonly string[];
+}
+
+Deno.test("Spool.next() gives nothing that a kill would lose", async () => {
+  await using folder = await temporaryFolder();
+  const { signal } = await runWithSpool(
+    `
+      const spool = new Spool(path + "/spool.db");
+      const add = (value) => spool.add({ topic: "a", key: "a", value: String(value), timestamp: 0 });
+      for (let i = 0; i < 100; i++) add(i);
+      spool.delete(spool.next({ limit: 10 }));
+      add(100);
+      const given = spool.next({ limit: 1000 }).map(({ value }) => value);
+      Deno.writeTextFileSync(path + "/given.json", JSON.stringify(given));
+      add("not given");
+      Deno.kill(Deno.pid, "SIGKILL");
+    `,
+    folder,
+  );
+  assert.equal(signal, "SIGKILL");
+  const given = JSON.parse(await Deno.readTextFile(`${folder.path}/given.json`));
+  assert.deepEqual(given, Array.from({ length: 91 }, (_, i) => `${i + 10}`));
+  using spool = new Spool(`${folder.path}/spool.db`);
+  assert.deepEqual(values(spool), given);
+});
+
+Deno.test("Spool keeps a few MB in memory at most, however much waits for Kafka", async () => {
+  await using folder = await temporaryFolder();
+  const { code, stderr } = await runWithSpool(
+    `
+      using spool = new Spool(path + "/spool.db");
+      for (const [messages, length] of [[20_000, 10_000], [100_000, 10], [40, 4_000_000]]) {
+        for (let i = 0; i < messages; i++) {
+          spool.add({ topic: "a", key: "a", value: String(i).padEnd(length), timestamp: 0 });
+          if (length > 1e6 || i % 20 === 0) spool.flush();
+        }
+        for (let seen = 0; spool.size > 0;) {
+          const next = spool.next({ limit: length > 1e6 ? 2 : 500 });
+          if (next.length === 0 || next.some(({ value }, i) => Number(value) !== seen + i)) Deno.exit(1);
+          spool.delete(next);
+          seen += next.length;
+        }
+      }
+    `,
+    // What waits is some 200 MB, 1 MB and 160 MB.
+    { path: folder.path, flags: ["--v8-flags=--max-old-space-size=64"] },
+  );
+  assert.equal(code, 0, new TextDecoder().decode(stderr));
 });
 
 Deno.test("Spool is opened once at a time", async () => {
@@ -305,6 +437,28 @@ Deno.test("Spool.refuse() sets aside what listRefused() shows and retryRefused()
   assert.deepEqual(values(spool), ["1", "2", "3"]);
   assert.deepEqual([spool.size, spool.refusedSize], [3, 0]);
   assert.throws(() => retryRefused(`${folder.path}/none.db`), /there is no such file/);
+});
+
+Deno.test("Spool.next() sees what retryRefused() puts back while what is new is in memory", async () => {
+  await using folder = await temporaryFolder();
+  const path = `${folder.path}/spool.db`;
+  using spool = new Spool(path);
+  for (const value of ["1", "2", "3"]) spool.add(messageOf(value));
+  const [first, second, third] = spool.next({ limit: 10 });
+  spool.refuse([{ message: first!, reason: "no" }, { message: second!, reason: "no" }]);
+  spool.delete([third!]);
+  for (const value of ["4", "5"]) spool.add(messageOf(value));
+  const handedOut = spool.next({ limit: 10 });
+  assert.deepEqual(handedOut.map(({ value }) => value), ["4", "5"]);
+  assert.equal(retryRefused(path), 2);
+  spool.add(messageOf("6"));
+  spool.delete(handedOut);
+  assert.deepEqual(spool.next({ limit: 10, only: new Set(["a"]) }).map(({ value }) => value), ["1", "2", "6"]);
+  assert.deepEqual(values(spool), ["1", "2", "6"]);
+  assert.deepEqual([spool.size, spool.refusedSize], [3, 0]);
+  spool.delete(spool.next({ limit: 2 }));
+  spool.add(messageOf("7"));
+  assert.deepEqual(values(spool), ["6", "7"]);
 });
 
 Deno.test("Spool.refuse() keeps a tenth of the room at most", () => {
