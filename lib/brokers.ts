@@ -1,4 +1,3 @@
-import { Buffer } from "node:buffer";
 import { isIP } from "node:net";
 import {
   apiVersionsV3,
@@ -6,7 +5,6 @@ import {
   createTopicsV2,
   createTopicsV4,
   createTopicsV7,
-  type MessageRecord,
   metadataV12,
   metadataV4,
   metadataV9,
@@ -16,9 +14,10 @@ import {
   protocolErrors,
   protocolErrorsCodesById,
   ResponseError,
+  Writer,
 } from "@platformatic/kafka";
 import type { KafkaSettings, NewTopicSettings } from "./config.ts";
-import { METRIC_VERSION } from "./metric.ts";
+import { encodeProduceRequest, type Part } from "./produce_request.ts";
 import type { OutgoingMessage } from "./spool.ts";
 
 /** What a broker says of a topic or partition that it does not take. */
@@ -30,21 +29,6 @@ export interface Answer {
   /** Whether it may pass by itself, in a moment. */
   readonly canRetry: boolean;
 }
-
-/** Messages of one partition. */
-export interface Part<M extends OutgoingMessage> {
-  /** Topic. */
-  readonly topic: string;
-  /** Of the topic. */
-  readonly partition: number;
-  /** In their order. */
-  readonly messages: readonly M[];
-  /** Whether they are to have the time of now instead of their own. */
-  readonly dated: boolean;
-}
-
-/** How a request's parts are sent. */
-export type Compression = "none" | "gzip";
 
 /** Nodes that lead a topic's partitions, by partition; -1 where none does. */
 export type Leaders = readonly number[];
@@ -70,9 +54,11 @@ interface Link {
 }
 
 /** The newest first; the first that a broker takes too is used. */
-const PRODUCE = [produceV9.api, produceV8.api, produceV3.api];
-const METADATA = [metadataV12.api, metadataV9.api, metadataV4.api];
-const CREATE_TOPICS = [createTopicsV7.api, createTopicsV4.api, createTopicsV2.api];
+const PRODUCE = [produceV9, produceV8, produceV3];
+const METADATA = [metadataV12, metadataV9, metadataV4];
+const CREATE_TOPICS = [createTopicsV7, createTopicsV4, createTopicsV2];
+/** From this version on of a request to produce. */
+const FLEXIBLE_PRODUCE = 9;
 
 const CLIENT_ID = "site_checker";
 const CONNECT_TIMEOUT_MS = 3_000;
@@ -86,14 +72,10 @@ const ALL_REPLICAS = -1;
 const DEFAULT = -1;
 const DONE = 0;
 
-const HEADERS: Map<Buffer, Buffer> = new Map([
-  [Buffer.from("content-type"), Buffer.from("application/json")],
-  [Buffer.from("version"), Buffer.from(String(METRIC_VERSION))],
-]);
-
 /**
  * Connections to the brokers, for those who publish. This file alone knows `@platformatic/kafka`, of which it uses the
- * requests rather than the producer: that one fails for all topics where one fails, and tries them all again.
+ * connection and requests rather than the producer: that one fails for all topics where one fails, and tries them all
+ * again, and takes twice the time to encode a record.
  */
 export class Brokers implements AsyncDisposable {
   readonly #settings: KafkaSettings;
@@ -126,7 +108,7 @@ export class Brokers implements AsyncDisposable {
    */
   async lookUp(topics: readonly string[], { make }: { make: boolean }): Promise<Map<string, Leaders | Answer>> {
     const link = await this.#any();
-    const api = pick(METADATA, link);
+    const { api } = pick(METADATA, link);
     const { brokers, controllerId, topics: found } = await ask(
       link,
       (connection) => api.async(connection, [...topics], make),
@@ -157,7 +139,7 @@ export class Brokers implements AsyncDisposable {
     { partitions, replicationFactor, retentionMs }: NewTopicSettings,
   ): Promise<Map<string, Answer>> {
     const link = await this.#node(this.#controller);
-    const api = pick(CREATE_TOPICS, link);
+    const { api } = pick(CREATE_TOPICS, link);
     const wanted = topics.map((name) => ({
       name,
       numPartitions: partitions ?? DEFAULT,
@@ -174,25 +156,29 @@ export class Brokers implements AsyncDisposable {
   }
 
   /**
-   * Sends parts, of different partitions, to the node that leads them, and waits until all in-sync replicas have them.
+   * Sends parts, each of another partition, to the node that leads them, and waits until all in-sync replicas have them.
    *
    * @returns What was answered of those that were not appended.
    * @throws What the connection failed of; any of them may have been appended.
    */
-  async produce<M extends OutgoingMessage>(
-    node: number,
-    parts: readonly Part<M>[],
-    compression: Compression,
-  ): Promise<Map<Part<M>, Answer>> {
+  async produce<M extends OutgoingMessage>(node: number, parts: readonly Part<M>[]): Promise<Map<Part<M>, Answer>> {
     const link = await this.#node(node);
-    const api = pick(PRODUCE, link);
-    const records = parts.flatMap(recordsOf);
-    const answer = await ask(
-      link,
-      (connection) => api.async(connection, ALL_REPLICAS, PRODUCE_TIMEOUT_MS, records, { compression }),
-    );
+    const { api: { key, version }, parseResponse } = pick(PRODUCE, link);
+    const isFlexible = version >= FLEXIBLE_PRODUCE;
+    const body = await encodeProduceRequest(parts, { isFlexible, acks: ALL_REPLICAS, timeoutMs: PRODUCE_TIMEOUT_MS });
+    const answer = await ask(link, (connection) =>
+      new Promise<ReturnType<typeof parseResponse>>((resolve, reject) => {
+        connection.send(
+          key,
+          version,
+          () => Writer.create().append(body),
+          parseResponse as typeof produceV9.parseResponse,
+          isFlexible,
+          isFlexible,
+          (error, answer) => error ? reject(error) : resolve(answer!),
+        );
+      }));
     const failed = new Map<Part<M>, Answer>();
-    if (typeof answer === "boolean") return failed;
     for (const { name, partitionResponses } of answer.responses) {
       for (const partition of partitionResponses) {
         if (partition.errorCode === DONE) continue;
@@ -284,10 +270,14 @@ export class Brokers implements AsyncDisposable {
 }
 
 /** The newest version of a request that is known here and there. */
-function pick<A extends { readonly key: number; readonly version: number }>(apis: readonly A[], { versions }: Link): A {
-  for (const api of apis) {
-    const { minVersion, maxVersion } = versions.get(api.key) ?? { minVersion: 0, maxVersion: -1 };
-    if (minVersion <= api.version && api.version <= maxVersion) return api;
+function pick<R extends { readonly api: { readonly key: number; readonly version: number } }>(
+  requests: readonly R[],
+  { versions }: Link,
+): R {
+  for (const request of requests) {
+    const { key, version } = request.api;
+    const { minVersion, maxVersion } = versions.get(key) ?? { minVersion: 0, maxVersion: -1 };
+    if (minVersion <= version && version <= maxVersion) return request;
   }
   throw new Error("The brokers' version of Kafka is not supported");
 }
@@ -338,15 +328,4 @@ function addressOf(server: string): Address {
 
 function keyOf({ host, port }: Address): string {
   return `${host}:${port}`;
-}
-
-function recordsOf({ topic, partition, messages, dated }: Part<OutgoingMessage>): MessageRecord[] {
-  return messages.map(({ key, value, timestamp }) => ({
-    topic,
-    partition,
-    key: Buffer.from(key),
-    value: Buffer.from(value),
-    headers: HEADERS,
-    timestamp: BigInt(dated ? Date.now() : timestamp),
-  }));
 }

@@ -1,9 +1,10 @@
 import { Buffer } from "node:buffer";
 import { setTimeout as delay } from "node:timers/promises";
-import { type Answer, Brokers, type Compression, type Leaders, type Part } from "./brokers.ts";
+import { type Answer, Brokers, type Leaders } from "./brokers.ts";
 import type { PublishSettings } from "./config.ts";
 import type { Log } from "./log.ts";
 import { partitionOf } from "./partition.ts";
+import type { Part } from "./produce_request.ts";
 import type { OutgoingMessage } from "./spool.ts";
 import { asConfigError } from "./trust.ts";
 
@@ -43,8 +44,6 @@ const MAX_REQUEST_BYTES = 16_000_000;
 /** Brokers lead a new topic a while after they say so; a batch that comes too early is sent in part, and again. */
 const LEADER_DELAY_MS = 3;
 const MAX_LEADER_DELAY_MS = 5_000;
-/** Of a topic's part, from which on compressing costs less than sending: a few records that are alike. */
-const MIN_GZIP_BYTES = 4_000;
 /** Those who call retry; here, for a connection that the broker has closed meanwhile, and leaders that change. */
 const RETRIES = 3;
 const FIRST_RETRY_MS = 300;
@@ -88,11 +87,7 @@ export class Publisher implements AsyncDisposable {
     const result: PublishResult<M> = { acknowledged: [], refused: [], delayed: new Map() };
     await this.#createTopics(new Set(messages.map(({ topic }) => topic)), result.delayed);
     const stuck = new Map<string, Error>();
-    for (const { round, compression } of rounds(messages)) {
-      const batches = [...Map.groupBy(round, ({ topic }) => topic)]
-        .map(([topic, messages]) => ({ topic, messages, dated: false }));
-      await this.#send(batches, { compression, result, stuck });
-    }
+    for (const round of rounds(messages)) await this.#send(round, { result, stuck });
     const [failure] = stuck.values();
     const { acknowledged, refused, delayed } = result;
     if (failure !== undefined && acknowledged.length + refused.length + delayed.size === 0) throw failure;
@@ -159,7 +154,7 @@ export class Publisher implements AsyncDisposable {
   /** Sends batches once, and returns those that failed, which may be parts of those that were given. */
   async #attempt<M extends OutgoingMessage>(
     batches: readonly Batch<M>[],
-    { compression, result }: SendContext<M>,
+    { result }: SendContext<M>,
   ): Promise<Map<Batch<M>, Answer | Error>> {
     const failed = new Map<Batch<M>, Answer | Error>();
     try {
@@ -182,7 +177,7 @@ export class Publisher implements AsyncDisposable {
     await Promise.all(
       [...byNode].map(async ([node, parts]) => {
         try {
-          const refused = await this.#brokers.produce(node, parts, compression);
+          const refused = await this.#brokers.produce(node, parts);
           for (const part of parts) {
             const answer = refused.get(part);
             if (answer !== undefined) failed.set(part, answer);
@@ -247,7 +242,6 @@ export class Publisher implements AsyncDisposable {
 type Batch<M extends OutgoingMessage> = Omit<Part<M>, "partition">;
 
 interface SendContext<M extends OutgoingMessage> {
-  readonly compression: Compression;
   readonly result: PublishResult<M>;
   /** Topics whose leader can't be reached, with what the connection failed of. */
   readonly stuck: Map<string, Error>;
@@ -283,41 +277,35 @@ function shorten(topics: readonly string[]): string {
   return topics.length > 10 ? `topics ${shown} and ${topics.length - 10} more` : `topics: ${shown}`;
 }
 
-/** Messages of one request. */
-interface Round<M> {
-  readonly round: M[];
-  readonly compression: Compression;
-}
-
 /**
- * Parts of which each has no more, of one topic and of all, than a broker takes in a request; each topic's stay in their
- * order. Those of topics with little to compress go by themselves.
+ * What goes in one request after the other: of each topic and of all together no more than a broker takes, and each
+ * topic's messages in their order.
  */
-function rounds<M extends OutgoingMessage>(messages: readonly M[]): Round<M>[] {
-  const plain: M[][] = [];
-  const zipped: M[][] = [];
-  const bytesOf = ({ key, value }: M) => key.length + value.length;
-  const filled = new Map<M[], number>();
-  for (const ofTopic of Map.groupBy(messages, ({ topic }) => topic).values()) {
-    const total = ofTopic.reduce((sum, message) => sum + bytesOf(message), 0);
-    const target = ofTopic.length > 1 && total >= MIN_GZIP_BYTES ? zipped : plain;
+function rounds<M extends OutgoingMessage>(messages: readonly M[]): Batch<M>[][] {
+  const rounds: Batch<M>[][] = [];
+  const filled: number[] = [];
+  for (const [topic, ofTopic] of Map.groupBy(messages, ({ topic }) => topic)) {
     let at = 0;
-    let ofThis = 0;
+    let bytes = 0;
+    let part: M[] = [];
+    const end = () => {
+      (rounds[at] ??= []).push({ topic, messages: part, dated: false });
+      filled[at] = (filled[at] ?? 0) + bytes;
+      at++;
+      bytes = 0;
+      part = [];
+    };
     for (const message of ofTopic) {
-      const bytes = bytesOf(message);
-      let part = target[at] ??= [];
-      const full = (filled.get(part) ?? 0) + bytes > MAX_REQUEST_BYTES || ofThis + bytes > MAX_TOPIC_BYTES;
-      if (full && part.length > 0) {
-        part = target[++at] ??= [];
-        ofThis = 0;
+      const size = message.key.length + message.value.length;
+      if (part.length > 0 && (bytes + size > MAX_TOPIC_BYTES || (filled[at] ?? 0) + bytes + size > MAX_REQUEST_BYTES)) {
+        end();
       }
+      // A request that others have filled is left to them.
+      while (part.length === 0 && (filled[at] ?? 0) > 0 && filled[at]! + size > MAX_REQUEST_BYTES) at++;
       part.push(message);
-      ofThis += bytes;
-      filled.set(part, (filled.get(part) ?? 0) + bytes);
+      bytes += size;
     }
+    end();
   }
-  return [
-    ...plain.map((round): Round<M> => ({ round, compression: "none" })),
-    ...zipped.map((round): Round<M> => ({ round, compression: "gzip" })),
-  ];
+  return rounds;
 }

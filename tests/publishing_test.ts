@@ -128,6 +128,15 @@ Deno.test("Publisher sends messages whose timestamp is refused with that of now"
   assert.ok(Date.now() - record!.timestamp < 60_000);
 });
 
+Deno.test("Publisher gives messages of one request their own times, though they are months apart", async () => {
+  const topic = uniqueName("months");
+  await using publisher = new Publisher(settingsOf(testStack().kafka), { log: logOf([]) });
+  const now = Date.now();
+  const times = [now, now - 100 * 86_400_000, now - 1];
+  await publisher.publish(times.map((timestamp) => ({ ...messageOf(topic, "any"), timestamp })));
+  assert.deepEqual((await readByConsole(topic, 3)).map(({ timestamp }) => timestamp), times);
+});
+
 Deno.test("Publishing holds up no topic for one that Kafka does not take now, and keeps its order when it does", async () => {
   const [slow, good] = [uniqueName("slow"), uniqueName("good")];
   await administer((admin) => admin.createTopics({ topics: [{ topic: good }] }));
