@@ -73,9 +73,9 @@ const DEFAULT = -1;
 const DONE = 0;
 
 /**
- * Connections to the brokers, for those who publish. This file alone knows `@platformatic/kafka`, of which it uses the
- * connection and requests rather than the producer: that one fails for all topics where one fails, and tries them all
- * again, and takes twice the time to encode a record.
+ * Connections to the brokers, for those who publish. It knows `@platformatic/kafka` (and so does `produce_request.ts`, its
+ * checksum alone): connection and requests rather than its producer, which tries all topics again where one fails, and
+ * names a wrong one where a topic is gone.
  */
 export class Brokers implements AsyncDisposable {
   readonly #settings: KafkaSettings;

@@ -117,7 +117,7 @@ export class Publisher implements AsyncDisposable {
     const existing = await this.#brokers.lookUp(unknown, { make: false });
     const missing = unknown.filter((topic) => {
       const found = existing.get(topic);
-      return found === undefined || "code" in found && !LEADERLESS.has(found.code);
+      return found === undefined || "code" in found && found.code !== NO_LEADER.code;
     });
     if (missing.length > 0) {
       const failed = await this.#brokers.createTopics(missing, this.#settings.newTopics);
@@ -139,15 +139,15 @@ export class Publisher implements AsyncDisposable {
     let left = batches.filter(({ topic }) => !result.delayed.has(topic) && !stuck.has(topic));
     for (let tries = 0; left.length > 0; tries++) {
       if (tries > 0) await this.#wait(FIRST_RETRY_MS * 2 ** (tries - 1));
-      const again: Batch<M>[] = [];
+      const again = new Map<string, Batch<M>>();
       for (const [batch, failure] of await this.#attempt(left, context)) {
         this.#leaders.delete(batch.topic);
         const isPassing = failure instanceof Error || failure.canRetry;
-        if (isPassing && tries < RETRIES) again.push(batch);
+        if (isPassing && tries < RETRIES) again.set(batch.topic, join(again.get(batch.topic), batch));
         else if (failure instanceof Error) stuck.set(batch.topic, failure);
         else await this.#giveUp(batch, failure, context);
       }
-      left = again;
+      left = [...again.values()];
     }
   }
 
@@ -249,8 +249,7 @@ interface SendContext<M extends OutgoingMessage> {
 
 /** Of making topics: it is there, or we may not. */
 const LEFT_TO_BROKER_REGEXP = /^TOPIC_ALREADY_EXISTS$|AUTHORIZATION_FAILED$/;
-/** A topic that is there, and has no leader now. */
-const LEADERLESS: ReadonlySet<string> = new Set(["LEADER_NOT_AVAILABLE"]);
+/** Of a topic that is there. */
 const NO_LEADER: Answer = { code: "LEADER_NOT_AVAILABLE", message: "No broker leads it now", canRetry: true };
 
 /** Messages by partition. */
@@ -258,6 +257,11 @@ function partsOf<M extends OutgoingMessage>({ topic, messages, dated }: Batch<M>
   if (partitions === 1) return [{ topic, partition: 0, messages, dated }];
   return [...Map.groupBy(messages, ({ key }) => partitionOf(Buffer.from(key), partitions))]
     .map(([partition, messages]) => ({ topic, partition, messages, dated }));
+}
+
+/** Two parts of a topic: a request must not name a partition twice, and there may be others by now. */
+function join<M extends OutgoingMessage>(one: Batch<M> | undefined, other: Batch<M>): Batch<M> {
+  return one === undefined ? other : { ...one, messages: [...one.messages, ...other.messages] };
 }
 
 function asError(error: unknown): Error {
