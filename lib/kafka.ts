@@ -1,10 +1,7 @@
 import process from "node:process";
 import { Kafka, logLevel } from "kafkajs";
 import type { KafkaSettings } from "./config.ts";
-import { ConfigError, errorCode, errorMessage } from "./error.ts";
 import type { Log } from "./log.ts";
-
-const UNTRUSTED_REGEXP = /CERT|UNABLE_TO_|ERR_TLS_|ERR_SSL_/;
 
 /** Options of all clients. */
 export interface ClientOptions {
@@ -21,7 +18,8 @@ export interface ClientRetry {
 }
 
 /**
- * Client of the brokers, which is quiet: what matters is said by those who use it.
+ * kafkajs, for those who read, which is quiet: what matters is said by those who use it. Those who publish have a client
+ * of their own, see `lib/brokers.ts`.
  *
  * @internal
  */
@@ -73,14 +71,6 @@ export function silenceTimeoutWarning(): void {
       : type;
     if (name !== "TimeoutNegativeWarning") emitWarning(warning, ...rest);
   }) as typeof process.emitWarning;
-}
-
-/** The operator's fault where it is one: certificates that are not trusted. Else the error itself. */
-export function asConfigError(error: unknown, { bootstrapServers, tls }: KafkaSettings): unknown {
-  if (tls === null || !UNTRUSTED_REGEXP.test(errorCode(error) ?? "")) return error;
-  return new ConfigError(`Cannot connect to Kafka at ${bootstrapServers.join(",")} over TLS: ${errorMessage(error)}`, {
-    cause: error,
-  });
 }
 
 /** A broker's answer (kafkajs gives it a `type`, KafkaJSProtocolError is not exported) among the causes, if one answered. */

@@ -1,20 +1,12 @@
+import { Buffer } from "node:buffer";
 import { setTimeout as delay } from "node:timers/promises";
-import {
-  type Admin,
-  CompressionTypes,
-  type ITopicConfig,
-  type Kafka,
-  type Message,
-  Partitioners,
-  type Producer,
-  type TopicMessages,
-} from "kafkajs";
-import type { NewTopicSettings, PublishSettings } from "./config.ts";
-import { errorMessage } from "./error.ts";
-import { asConfigError, type ClientOptions, KafkaClient, protocolError } from "./kafka.ts";
+import { type Answer, Brokers, type Leaders } from "./brokers.ts";
+import type { PublishSettings } from "./config.ts";
 import type { Log } from "./log.ts";
-import { METRIC_VERSION } from "./metric.ts";
+import { partitionOf } from "./partition.ts";
+import type { Part } from "./produce_request.ts";
 import type { OutgoingMessage } from "./spool.ts";
+import { asConfigError } from "./trust.ts";
 
 /** A broker takes 1 MB a partition and request unless told otherwise; metrics of one topic are sent in parts of this. */
 const MAX_TOPIC_BYTES = 500_000;
@@ -49,33 +41,38 @@ const REFUSALS: ReadonlySet<string> = new Set([
 const REFUSALS_OF_ONE: ReadonlySet<string> = new Set(["MESSAGE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD"]);
 /** All topics together, a broker takes 100 MB a request unless told otherwise. */
 const MAX_REQUEST_BYTES = 16_000_000;
-const TOPICS_PER_LANE = 200;
-/** A thousand topics at once take a while. */
-const CREATE_TIMEOUT_MS = 30_000;
-/** Brokers lead a new topic a while after they say so; a batch that comes too early is appended in part, and again. */
+/** Brokers lead a new topic a while after they say so; a batch that comes too early is sent in part, and again. */
 const LEADER_DELAY_MS = 3;
 const MAX_LEADER_DELAY_MS = 5_000;
-/** Of a topic's part, from which on compressing costs less than sending: a few records that are alike. */
-const MIN_GZIP_BYTES = 4_000;
+/** Those who call retry; here, for a connection that the broker has closed meanwhile, and leaders that change. */
+const RETRIES = 3;
+const FIRST_RETRY_MS = 300;
+/** Partitions that came to a topic meanwhile are found after this; leaders that change are at once. */
+const LEADERS_MAX_AGE_MS = 300_000;
+
+/** Options of {@linkcode Publisher}. */
+export interface PublisherOptions {
+  /** Where to tell what goes on. */
+  readonly log: Log;
+}
 
 /** Publishes messages. */
 export class Publisher implements AsyncDisposable {
   readonly #settings: PublishSettings;
   readonly #log: Log;
-  readonly #kafka: Kafka;
-  readonly #admin: Admin;
-  readonly #lanes: Lane[] = [];
-  readonly #laneOf = new Map<string, Lane>();
+  readonly #brokers: Brokers;
   /** Topics that need not be made. */
   readonly #known = new Set<string>();
+  readonly #leaders = new Map<string, Leaders>();
+  readonly #closing = new AbortController();
+  #leadersFrom = 0;
   #connected = false;
 
   /** Connects with the first call of {@linkcode Publisher.publish}. */
-  constructor(settings: PublishSettings, { log }: ClientOptions) {
+  constructor(settings: PublishSettings, { log }: PublisherOptions) {
     this.#settings = settings;
     this.#log = log;
-    this.#kafka = new KafkaClient(settings, log);
-    this.#admin = this.#kafka.admin({ retry: { retries: 2 } });
+    this.#brokers = new Brokers(settings);
   }
 
   /**
@@ -89,35 +86,24 @@ export class Publisher implements AsyncDisposable {
     await this.#connect();
     const result: PublishResult<M> = { acknowledged: [], refused: [], delayed: new Map() };
     await this.#createTopics(new Set(messages.map(({ topic }) => topic)), result.delayed);
-    const lanes = [...Map.groupBy(messages, ({ topic }) => this.#findLane(topic))];
-    const sent = await Promise.allSettled(lanes.map(async ([lane, ofLane]) => {
-      for (const { round, compression } of rounds(ofLane)) await this.#send(round, { lane, compression, result });
-    }));
-    const failed = sent.find(({ status }) => status === "rejected");
-    if (failed?.status === "rejected" && result.acknowledged.length === 0) throw failed.reason;
+    const stuck = new Map<string, Error>();
+    for (const round of rounds(messages)) await this.#send(round, { result, stuck });
+    const [failure] = stuck.values();
+    const { acknowledged, refused, delayed } = result;
+    if (failure !== undefined && acknowledged.length + refused.length + delayed.size === 0) throw failure;
     return result;
   }
 
-  /** Closes the connections. */
+  /** Closes the connections; what is under way fails. */
   async [Symbol.asyncDispose](): Promise<void> {
-    await Promise.allSettled([this.#admin.disconnect(), ...this.#lanes.map((lane) => lane[Symbol.asyncDispose]())]);
-  }
-
-  #findLane(topic: string): Lane {
-    const known = this.#laneOf.get(topic);
-    if (known !== undefined) return known;
-    let lane = this.#lanes.at(-1);
-    if (lane === undefined || this.#laneOf.size >= this.#lanes.length * TOPICS_PER_LANE) {
-      this.#lanes.push(lane = new Lane(this.#kafka));
-    }
-    this.#laneOf.set(topic, lane);
-    return lane;
+    this.#closing.abort();
+    await this.#brokers[Symbol.asyncDispose]();
   }
 
   async #connect(): Promise<void> {
     if (this.#connected) return;
     try {
-      await this.#admin.connect();
+      await this.#brokers.connect();
     } catch (error) {
       throw asConfigError(error, this.#settings);
     }
@@ -128,159 +114,158 @@ export class Publisher implements AsyncDisposable {
   async #createTopics(topics: ReadonlySet<string>, delayed: Map<string, string>): Promise<void> {
     const unknown = [...topics].filter((topic) => !this.#known.has(topic));
     if (unknown.length === 0) return;
-    const existing = await this.#listTopics();
-    const missing = unknown.filter((topic) => !existing.has(topic));
-    const failed = new Map<string, string>();
+    const existing = await this.#brokers.lookUp(unknown, { make: false });
+    const missing = unknown.filter((topic) => {
+      const found = existing.get(topic);
+      return found === undefined || "code" in found && found.code !== NO_LEADER.code;
+    });
     if (missing.length > 0) {
-      try {
-        const settings = topicSettings(this.#settings.newTopics);
-        await this.#admin.createTopics({
-          topics: missing.map((topic) => ({ topic, ...settings })),
-          waitForLeaders: true,
-          timeout: CREATE_TIMEOUT_MS,
-        });
-      } catch (error) {
-        if (!(error instanceof Error && "errors" in error && Array.isArray(error.errors))) throw error;
-        for (const one of error.errors as (Error & { type?: string; topic?: string })[]) {
-          if (one.topic !== undefined) failed.set(one.topic, one.type ?? errorMessage(one));
-          if (one.topic === undefined || LEFT_TO_BROKER_REGEXP.test(one.type ?? "")) continue;
-          delayed.set(one.topic, `it can't be made: ${errorMessage(one)}`);
-        }
+      const failed = await this.#brokers.createTopics(missing, this.#settings.newTopics);
+      for (const [topic, { code, message }] of failed) {
+        if (!LEFT_TO_BROKER_REGEXP.test(code)) delayed.set(topic, `it can't be made: ${message} (${code})`);
       }
       const made = missing.filter((topic) => !failed.has(topic));
       if (made.length > 0) {
         this.#log.info("Made {topics}", { topics: shorten(made) });
-        await delay(Math.min(made.length * LEADER_DELAY_MS, MAX_LEADER_DELAY_MS));
+        await this.#wait(Math.min(made.length * LEADER_DELAY_MS, MAX_LEADER_DELAY_MS));
       }
     }
     for (const topic of unknown) if (!delayed.has(topic)) this.#known.add(topic);
   }
 
-  async #listTopics(): Promise<ReadonlySet<string>> {
-    try {
-      return new Set(await this.#admin.listTopics());
-    } catch (error) {
-      // Of any topic, be it none of ours: making ours tells which are there.
-      if (protocolError(error) === undefined) throw error;
-      return new Set();
-    }
-  }
-
-  async #send<M extends OutgoingMessage>(
-    messages: readonly M[],
-    { lane, compression, result }: SendOptions<M>,
-  ): Promise<void> {
-    const byTopic = Map.groupBy(messages.filter(({ topic }) => !result.delayed.has(topic)), ({ topic }) => topic);
-    if (byTopic.size === 0) return;
-    try {
-      await lane.send(byTopic, compression);
-      for (const ofTopic of byTopic.values()) result.acknowledged.push(...ofTopic);
-    } catch (error) {
-      const answer = protocolError(error);
-      if (answer === undefined) throw error;
-      await lane.startOver();
-      // One of the topics failed; which one, only sending parts of them tells.
-      const parts = halves([...byTopic.values()]);
-      if (parts !== undefined) {
-        for (const part of parts) await this.#send(part.flat(), { lane, compression, result });
-        return;
+  /** Sends batches of different topics; those that fail for a moment are sent again, by themselves. */
+  async #send<M extends OutgoingMessage>(batches: readonly Batch<M>[], context: SendContext<M>): Promise<void> {
+    const { result, stuck } = context;
+    let left = batches.filter(({ topic }) => !result.delayed.has(topic) && !stuck.has(topic));
+    for (let tries = 0; left.length > 0; tries++) {
+      if (tries > 0) await this.#wait(FIRST_RETRY_MS * 2 ** (tries - 1));
+      const again = new Map<string, Batch<M>>();
+      for (const [batch, failure] of await this.#attempt(left, context)) {
+        this.#leaders.delete(batch.topic);
+        const isPassing = failure instanceof Error || failure.canRetry;
+        if (isPassing && tries < RETRIES) again.set(batch.topic, join(again.get(batch.topic), batch));
+        else if (failure instanceof Error) stuck.set(batch.topic, failure);
+        else await this.#giveUp(batch, failure, context);
       }
-      const [[topic, ofTopic]] = byTopic as Iterable<[string, M[]]> as [[string, M[]]];
-      await this.#sendTopic(topic, ofTopic, { answer, lane, compression, result });
+      left = [...again.values()];
     }
   }
 
-  /** Deals with a topic whose messages failed together. */
-  async #sendTopic<M extends OutgoingMessage>(
-    topic: string,
-    messages: readonly M[],
-    { answer, lane, compression, result }: SendOptions<M> & { readonly answer: Error & { type: string } },
-  ): Promise<void> {
-    const { type } = answer;
-    if (type === "INVALID_TIMESTAMP" && messages.some(({ timestamp }) => timestamp !== NOW)) {
-      // The messages themselves are handed back as they came.
-      const dated = messages.map((message) => ({ ...message, timestamp: NOW }));
-      const again: PublishResult<M> = { acknowledged: [], refused: [], delayed: result.delayed };
-      await this.#send(dated, { lane, compression, result: again });
-      const original = (message: M) => messages[dated.indexOf(message)] ?? message;
-      result.acknowledged.push(...again.acknowledged.map(original));
-      result.refused.push(...again.refused.map(({ message, reason }) => ({ message: original(message), reason })));
-      return;
+  /** Sends batches once, and returns those that failed, which may be parts of those that were given. */
+  async #attempt<M extends OutgoingMessage>(
+    batches: readonly Batch<M>[],
+    { result }: SendContext<M>,
+  ): Promise<Map<Batch<M>, Answer | Error>> {
+    const failed = new Map<Batch<M>, Answer | Error>();
+    try {
+      await this.#lookUp(batches, failed);
+    } catch (error) {
+      if (this.#closing.signal.aborted) throw error;
+      return new Map(batches.map((batch) => [batch, asError(error)]));
     }
-    const parts = REFUSALS_OF_ONE.has(type) ? halves(messages) : undefined;
+    const byNode = new Map<number, Part<M>[]>();
+    for (const batch of batches) {
+      if (failed.has(batch)) continue;
+      const leaders = this.#leaders.get(batch.topic)!;
+      for (const part of partsOf(batch, leaders.length)) {
+        const leader = leaders[part.partition]!;
+        if (leader < 0) failed.set(part, NO_LEADER);
+        else if (byNode.has(leader)) byNode.get(leader)!.push(part);
+        else byNode.set(leader, [part]);
+      }
+    }
+    await Promise.all(
+      [...byNode].map(async ([node, parts]) => {
+        try {
+          const refused = await this.#brokers.produce(node, parts);
+          for (const part of parts) {
+            const answer = refused.get(part);
+            if (answer !== undefined) failed.set(part, answer);
+            else for (const message of part.messages) result.acknowledged.push(message);
+          }
+        } catch (error) {
+          for (const part of parts) failed.set(part, asError(error));
+        }
+      }),
+    );
+    this.#closing.signal.throwIfAborted();
+    return failed;
+  }
+
+  /** Finds the leaders of topics. */
+  async #lookUp<M extends OutgoingMessage>(
+    batches: readonly Batch<M>[],
+    failed: Map<Batch<M>, Answer | Error>,
+  ): Promise<void> {
+    const now = performance.now();
+    if (now - this.#leadersFrom > LEADERS_MAX_AGE_MS) {
+      this.#leaders.clear();
+      this.#leadersFrom = now;
+    }
+    const unknown = batches.filter(({ topic }) => !this.#leaders.has(topic));
+    if (unknown.length === 0) return;
+    const found = await this.#brokers.lookUp(unknown.map(({ topic }) => topic), { make: true });
+    for (const batch of unknown) {
+      const answer = found.get(batch.topic) ?? NO_LEADER;
+      if ("code" in answer) failed.set(batch, answer);
+      else if (answer.length === 0) failed.set(batch, NO_LEADER);
+      else this.#leaders.set(batch.topic, answer);
+    }
+  }
+
+  /** Deals with messages of a topic that failed together. */
+  async #giveUp<M extends OutgoingMessage>(
+    batch: Batch<M>,
+    { code, message }: Answer,
+    context: SendContext<M>,
+  ): Promise<void> {
+    const { topic, messages, dated } = batch;
+    const { refused, delayed } = context.result;
+    if (code === "INVALID_TIMESTAMP" && !dated) return await this.#send([{ topic, messages, dated: true }], context);
+    const parts = REFUSALS_OF_ONE.has(code) ? halves(messages) : undefined;
     if (parts !== undefined) {
-      for (const part of parts) await this.#send(part, { lane, compression, result });
+      for (const part of parts) await this.#send([{ topic, messages: part, dated }], context);
       return;
     }
     this.#known.delete(topic);
-    const reason = `${errorMessage(answer)} (${type})`;
-    if (REFUSALS.has(type)) result.refused.push(...messages.map((message) => ({ message, reason })));
-    else result.delayed.set(topic, reason);
+    const reason = `${message} (${code})`;
+    if (REFUSALS.has(code)) { for (const message of messages) refused.push({ message, reason }); }
+    else delayed.set(topic, reason);
+  }
+
+  async #wait(ms: number): Promise<void> {
+    await delay(ms, undefined, { signal: this.#closing.signal });
   }
 }
 
-interface SendOptions<M extends OutgoingMessage> {
-  readonly lane: Lane;
-  readonly compression: CompressionTypes;
+/** Messages of one topic. */
+type Batch<M extends OutgoingMessage> = Omit<Part<M>, "partition">;
+
+interface SendContext<M extends OutgoingMessage> {
   readonly result: PublishResult<M>;
+  /** Topics whose leader can't be reached, with what the connection failed of. */
+  readonly stuck: Map<string, Error>;
 }
 
-/** A client for some of the topics: kafkajs looks each of its topics up among all of them, each time that it sends. */
-class Lane implements AsyncDisposable {
-  readonly #kafka: Kafka;
-  #producer: Producer;
-  #connected = false;
-
-  constructor(kafka: Kafka) {
-    this.#kafka = kafka;
-    this.#producer = createProducer(kafka);
-  }
-
-  async send(byTopic: ReadonlyMap<string, readonly OutgoingMessage[]>, compression: CompressionTypes): Promise<void> {
-    if (!this.#connected) await this.#producer.connect();
-    this.#connected = true;
-    const topicMessages = [...byTopic].map(([topic, messages]): TopicMessages => ({
-      topic,
-      messages: messages.map(toRecord),
-    }));
-    await this.#producer.sendBatch({ acks: -1, compression, topicMessages });
-  }
-
-  /** A client asks for all topics that it ever sent to, and fails for all where one is gone or has no leader. */
-  async startOver(): Promise<void> {
-    this.#connected = false;
-    await this.#producer.disconnect();
-    this.#producer = createProducer(this.#kafka);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#producer.disconnect();
-  }
-}
-
-function createProducer(kafka: Kafka): Producer {
-  return kafka.producer({
-    // Not idempotent: kafkajs loses messages that way when one of several topics fails; ids make doubles harmless.
-    idempotent: false,
-    maxInFlightRequests: 1,
-    allowAutoTopicCreation: true,
-    createPartitioner: Partitioners.DefaultPartitioner,
-    // Those who call retry; here, for a connection that the broker has closed meanwhile, and leaders that change.
-    retry: { retries: 3, initialRetryTime: 300, maxRetryTime: 2_000 },
-  });
-}
-
-/** Timestamp of a message whose own is refused. */
-const NOW = -1;
 /** Of making topics: it is there, or we may not. */
 const LEFT_TO_BROKER_REGEXP = /^TOPIC_ALREADY_EXISTS$|AUTHORIZATION_FAILED$/;
+/** Of a topic that is there. */
+const NO_LEADER: Answer = { code: "LEADER_NOT_AVAILABLE", message: "No broker leads it now", canRetry: true };
 
-function topicSettings({ partitions, replicationFactor, retentionMs }: NewTopicSettings): Partial<ITopicConfig> {
-  return {
-    ...(partitions !== null && { numPartitions: partitions }),
-    ...(replicationFactor !== null && { replicationFactor }),
-    ...(retentionMs !== null && { configEntries: [{ name: "retention.ms", value: String(retentionMs) }] }),
-  };
+/** Messages by partition. */
+function partsOf<M extends OutgoingMessage>({ topic, messages, dated }: Batch<M>, partitions: number): Part<M>[] {
+  if (partitions === 1) return [{ topic, partition: 0, messages, dated }];
+  return [...Map.groupBy(messages, ({ key }) => partitionOf(Buffer.from(key), partitions))]
+    .map(([partition, messages]) => ({ topic, partition, messages, dated }));
+}
+
+/** Two parts of a topic: a request must not name a partition twice, and there may be others by now. */
+function join<M extends OutgoingMessage>(one: Batch<M> | undefined, other: Batch<M>): Batch<M> {
+  return one === undefined ? other : { ...one, messages: [...one.messages, ...other.messages] };
+}
+
+function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error));
 }
 
 /** The two halves of several, undefined for one. */
@@ -296,52 +281,35 @@ function shorten(topics: readonly string[]): string {
   return topics.length > 10 ? `topics ${shown} and ${topics.length - 10} more` : `topics: ${shown}`;
 }
 
-function toRecord({ key, value, timestamp }: OutgoingMessage): Message {
-  return {
-    key,
-    value,
-    timestamp: String(timestamp === NOW ? Date.now() : timestamp),
-    headers: HEADERS,
-  };
-}
-
-const HEADERS = { "content-type": "application/json", version: String(METRIC_VERSION) };
-
-/** Messages of one request. */
-interface Round<M> {
-  readonly round: M[];
-  readonly compression: CompressionTypes;
-}
-
 /**
- * Parts of which each has no more, of one topic and of all, than a broker takes in a request; each topic's stay in their
- * order. Those of topics with little to compress go by themselves.
+ * What goes in one request after the other: of each topic and of all together no more than a broker takes, and each
+ * topic's messages in their order.
  */
-function rounds<M extends OutgoingMessage>(messages: readonly M[]): Round<M>[] {
-  const plain: M[][] = [];
-  const zipped: M[][] = [];
-  const bytesOf = ({ key, value }: M) => key.length + value.length;
-  const filled = new Map<M[], number>();
-  for (const ofTopic of Map.groupBy(messages, ({ topic }) => topic).values()) {
-    const total = ofTopic.reduce((sum, message) => sum + bytesOf(message), 0);
-    const target = ofTopic.length > 1 && total >= MIN_GZIP_BYTES ? zipped : plain;
+function rounds<M extends OutgoingMessage>(messages: readonly M[]): Batch<M>[][] {
+  const rounds: Batch<M>[][] = [];
+  const filled: number[] = [];
+  for (const [topic, ofTopic] of Map.groupBy(messages, ({ topic }) => topic)) {
     let at = 0;
-    let ofThis = 0;
+    let bytes = 0;
+    let part: M[] = [];
+    const end = () => {
+      (rounds[at] ??= []).push({ topic, messages: part, dated: false });
+      filled[at] = (filled[at] ?? 0) + bytes;
+      at++;
+      bytes = 0;
+      part = [];
+    };
     for (const message of ofTopic) {
-      const bytes = bytesOf(message);
-      let part = target[at] ??= [];
-      const full = (filled.get(part) ?? 0) + bytes > MAX_REQUEST_BYTES || ofThis + bytes > MAX_TOPIC_BYTES;
-      if (full && part.length > 0) {
-        part = target[++at] ??= [];
-        ofThis = 0;
+      const size = message.key.length + message.value.length;
+      if (part.length > 0 && (bytes + size > MAX_TOPIC_BYTES || (filled[at] ?? 0) + bytes + size > MAX_REQUEST_BYTES)) {
+        end();
       }
+      // A request that others have filled is left to them.
+      while (part.length === 0 && (filled[at] ?? 0) > 0 && filled[at]! + size > MAX_REQUEST_BYTES) at++;
       part.push(message);
-      ofThis += bytes;
-      filled.set(part, (filled.get(part) ?? 0) + bytes);
+      bytes += size;
     }
+    end();
   }
-  return [
-    ...plain.map((round) => ({ round, compression: CompressionTypes.None })),
-    ...zipped.map((round) => ({ round, compression: CompressionTypes.GZIP })),
-  ];
+  return rounds;
 }

@@ -6,12 +6,13 @@ import { assignPartitions, type Member } from "./assignment.ts";
 import { quickenCluster } from "./cluster.ts";
 import type { KafkaSettings, OffsetPlace, TopicSelection } from "./config.ts";
 import { ConfigError, errorMessage } from "./error.ts";
-import { asConfigError, type ClientOptions, KafkaClient } from "./kafka.ts";
+import { type ClientOptions, KafkaClient } from "./kafka.ts";
 import type { Log } from "./log.ts";
 import type { KafkaMessage } from "./metric.ts";
 import { retryForever } from "./retry.ts";
 import { Rights } from "./rights.ts";
 import { sleepUntilAborted, whenAborted } from "./schedule.ts";
+import { asConfigError } from "./trust.ts";
 
 /** Time after which a member that says nothing has left its group: rows move again soon after a `kill -9`. */
 const SESSION_TIMEOUT_MS = 10_000;

@@ -167,6 +167,10 @@ Deno.test.each(PROGRAMS.map((program) => ({ program })))(
   },
 );
 
+Deno.test("task producer loads no native code, and asks nobody whether it may", () => {
+  assert.ok(flagsOf("producer").includes("--deny-ffi"), "@platformatic/kafka tries a native checksum first");
+});
+
 Deno.test("task compile gives each executable the flags of its program's task", () => {
   const commands = tasks["compile"]!.command.split(" && ").map((command) => command.split(" "));
   assert.deepEqual(

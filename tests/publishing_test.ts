@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
+import { setTimeout as delay } from "node:timers/promises";
 import { Kafka, logLevel, Partitioners, type Producer } from "kafkajs";
 import type { PublishSettings } from "../lib/config.ts";
 import { Publisher } from "../lib/publisher.ts";
@@ -66,6 +67,26 @@ Deno.test("Publisher makes topics with partitions, replication_factor and retent
   assert.equal(configs.resources[0]?.configEntries[0]?.configValue, "86400000");
 });
 
+Deno.test("Publisher puts each key where kafkajs did, in its order", async () => {
+  const topic = uniqueName("partitions");
+  const settings = settingsOf(testStack().kafka, { partitions: 5 });
+  await using publisher = new Publisher(settings, { log: logOf([]) });
+  const keys = Array.from({ length: 40 }, (_, i) => `site.${i}`);
+  const messages = [1, 2, 3].flatMap((round) => keys.map((key) => ({ ...messageOf(topic, `${key} ${round}`), key })));
+  assert.equal((await publisher.publish(messages)).acknowledged.length, messages.length);
+  const metadata = await administer((admin) => admin.fetchTopicMetadata({ topics: [topic] }));
+  const partitionMetadata = metadata.topics[0]!.partitions;
+  const partitioner = Partitioners.DefaultPartitioner();
+  const expected = Array(5).fill(0);
+  for (const { key, value } of messages) expected[partitioner({ topic, partitionMetadata, message: { key, value } })]++;
+  const offsets = await administer((admin) => admin.fetchTopicOffsets(topic));
+  assert.deepEqual(offsets.toSorted((a, b) => a.partition - b.partition).map(({ high }) => Number(high)), expected);
+  const values = await valuesOf(topic, messages.length);
+  for (const key of keys) {
+    assert.deepEqual(values.filter((value) => `${value}`.startsWith(`${key} `)), [1, 2, 3].map((n) => `${key} ${n}`));
+  }
+});
+
 Deno.test("Publisher names a topic that can't be made, others go on", async () => {
   const [good, bad] = [uniqueName("good"), uniqueName("bad")];
   await administer((admin) => admin.createTopics({ topics: [{ topic: good }] }));
@@ -105,6 +126,15 @@ Deno.test("Publisher sends messages whose timestamp is refused with that of now"
   assert.deepEqual(acknowledged, [old]);
   const [record] = await readByConsole(topic, 1);
   assert.ok(Date.now() - record!.timestamp < 60_000);
+});
+
+Deno.test("Publisher gives messages of one request their own times, though they are months apart", async () => {
+  const topic = uniqueName("months");
+  await using publisher = new Publisher(settingsOf(testStack().kafka), { log: logOf([]) });
+  const now = Date.now();
+  const times = [now, now - 100 * 86_400_000, now - 1];
+  await publisher.publish(times.map((timestamp) => ({ ...messageOf(topic, "any"), timestamp })));
+  assert.deepEqual((await readByConsole(topic, 3)).map(({ timestamp }) => timestamp), times);
 });
 
 Deno.test("Publishing holds up no topic for one that Kafka does not take now, and keeps its order when it does", async () => {
@@ -215,6 +245,100 @@ Deno.test("Publishing sets aside what it has no right to publish, and sends it w
   } finally {
     await Deno.remove(folder, { recursive: true });
   }
+});
+
+Deno.test("Publisher sends fifty topics once beside a deleted one, one that it may not write, and a name that none may have", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    await using kafka = await startKafka({ folder, accessControl: true, autoCreateTopics: false });
+    const server = kafka.bootstrapServers;
+    const good = Array.from({ length: 50 }, (_, i) => `good-${i}`);
+    const topics = [...good, "gone", "forbidden"].map((topic) => ({ topic }));
+    await administer((admin) => admin.createTopics({ topics }), server);
+    await using publisher = new Publisher(settingsOf(server), { log: logOf([]) });
+    const batch = (value: string) => [...good, "gone", "forbidden"].map((topic) => messageOf(topic, value));
+    assert.equal((await publisher.publish(batch("1"))).acknowledged.length, 52);
+    await administer((admin) => admin.deleteTopics({ topics: ["gone"] }), server);
+    await setRule(server, { topic: "forbidden", operation: "WRITE", permission: "DENY" });
+    const wrong = messageOf("no spaces", "2");
+    const { acknowledged, refused, delayed } = await publisher.publish([...batch("2"), wrong]);
+    assert.deepEqual(new Set(acknowledged.map(({ topic }) => topic)), new Set(good));
+    assert.deepEqual(refused.map(({ message }) => message.topic), ["forbidden"]);
+    assert.match(refused[0]!.reason, /\(TOPIC_AUTHORIZATION_FAILED\)$/);
+    assert.deepEqual([...delayed.keys()].toSorted(), ["gone", "no spaces"]);
+    assert.match(delayed.get("gone")!, /\(UNKNOWN_TOPIC_OR_PARTITION\)$/);
+    assert.match(delayed.get("no spaces")!, /\(INVALID_TOPIC_EXCEPTION\)$/);
+    for (const topic of good) assert.equal(await endOf(topic, server), 2, topic);
+    // It is made again with the next, and takes what is sent then.
+    const again = await publisher.publish([messageOf("gone", "3"), messageOf("good-0", "3")]);
+    assert.equal(again.acknowledged.length, 2);
+    assert.equal(await endOf("gone", server), 1);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("Publishing loses nothing and keeps each topic's order where the broker is killed and comes back", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    await using kafka = await startKafka({ folder });
+    const server = kafka.bootstrapServers;
+    const topics = Array.from({ length: 50 }, (_, i) => `site-${i}`);
+    using spool = new Spool(":memory:");
+    await using publishing = drained(new Publishing(settingsOf(server), { spool, log: logOf([]) }));
+    let sent = 0;
+    const send = async (rounds: number) => {
+      for (const end = sent + rounds; sent < end; sent++) {
+        for (const topic of topics) spool.add(messageOf(topic, `${sent}`));
+        await delay(20);
+      }
+    };
+    await send(20);
+    await eventually(() => spool.size === 0);
+    for (let kills = 0; kills < 2; kills++) {
+      // In the middle of what comes.
+      const sending = send(30);
+      await delay(200);
+      await kafka.kill("SIGKILL");
+      await sending;
+      await kafka.start();
+      await send(10);
+    }
+    assert.equal(await publishing.drain(60_000), 0);
+    for (const topic of [topics[0]!, topics[25]!, topics[49]!]) {
+      const values = (await readByConsole(topic, await endOf(topic, server), server)).map(({ value }) =>
+        value["value"]
+      );
+      // What is there twice is one row, by its id.
+      assert.deepEqual([...new Set(values)], Array.from({ length: sent }, (_, i) => `${i}`));
+    }
+    for (const topic of topics) assert.ok(await endOf(topic, server) >= sent, topic);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("Publisher says at the first try that a certificate is not trusted, the brokers' or its own", async () => {
+  const { kafkaSsl, certificates } = testStack();
+  const ca = await Deno.readTextFile(`${certificates}/ca.pem`);
+  for (const tls of [{}, { ca }]) {
+    await using publisher = new Publisher({ ...settingsOf(kafkaSsl), tls }, { log: logOf([]) });
+    await assert.rejects(publisher.publish([messageOf("any", "1")]), {
+      name: "ConfigError",
+      message: /^Cannot connect to Kafka at 127\.0\.0\.1:\d+ over TLS: .*certificate/i,
+    });
+  }
+});
+
+Deno.test("Publisher can be closed while brokers say nothing, and what is under way fails", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const accepted = listener.accept();
+  const publisher = new Publisher(settingsOf(`127.0.0.1:${listener.addr.port}`), { log: logOf([]) });
+  const published = assert.rejects(publisher.publish([messageOf("any", "1")]));
+  using connection = await accepted;
+  await connection.read(new Uint8Array(100));
+  await publisher[Symbol.asyncDispose]();
+  await published;
 });
 
 /**
