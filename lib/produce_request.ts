@@ -28,8 +28,8 @@ export interface ProduceRequestOptions {
 }
 
 const zip = promisify(gzip) as (data: Uint8Array) => Promise<Buffer>;
-/** Of a part, from which on compressing costs less than sending: a few records that are alike. */
-const MIN_GZIP_BYTES = 4_000;
+/** Of a part, from which on it is compressed: what has waited, and topics that many sites share. A few records cost less as they are. */
+const MIN_GZIP_BYTES = 16_000;
 /** Threads that compress; there are few cores. */
 const GZIP_AT_ONCE = 4;
 const GZIP = 1;
