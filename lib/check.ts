@@ -137,34 +137,38 @@ function connectionOf({ ip, dnsMs, connectMs, tlsMs, tlsVersion, chain: [own] }:
 }
 
 /** Options of {@linkcode checkWithRetries}. */
-export interface CheckWithRetriesOptions extends CheckOptions {
+export interface CheckWithRetriesOptions {
+  /** Makes an attempt, as {@linkcode check} does. */
+  readonly attempt: (number: number) => Promise<Metric>;
+  /** Takes the metric of each. */
+  readonly deliver: (metric: Metric) => void;
   /** Is told the SHA-256 of each site's body. */
   readonly bodies?: Map<string, string>;
-  /** Makes one attempt. Default: {@linkcode check}. */
-  readonly attemptOnce?: (site: Site, options: CheckOptions) => Promise<Metric>;
+  /** Ends the wait for the next attempt. */
+  readonly signal?: AbortSignal;
 }
 
 /**
  * Checks a site, and where it is down, again after a while, as often as it says. Each attempt is a metric of its own: the
  * first one that is not down is the final one, else the last.
  *
+ * @returns The final one.
  * @throws As {@linkcode check}; the attempts before stay what they are.
  */
-export async function* checkWithRetries(
+export async function checkWithRetries(
   site: Site,
-  { attemptOnce = check, ...options }: CheckWithRetriesOptions,
-): AsyncGenerator<Metric, void> {
-  for (let attempt = 1;; attempt++) {
-    const metric = await attemptOnce(site, { ...options, attempt });
-    if (metric.verdict !== "down" || attempt > site.retries) {
-      if (site.expectations.unchanged === "before" && isGoodBody(metric)) {
-        options.bodies?.set(site.name, metric.body_sha256!);
-      }
-      return yield metric;
+  { attempt, deliver, bodies, signal }: CheckWithRetriesOptions,
+): Promise<Metric> {
+  for (let number = 1;; number++) {
+    const metric = await attempt(number);
+    if (metric.verdict !== "down" || number > site.retries) {
+      if (site.expectations.unchanged === "before" && isGoodBody(metric)) bodies?.set(site.name, metric.body_sha256!);
+      deliver(metric);
+      return metric;
     }
-    yield { ...metric, final: false };
-    await delay(site.retryIntervalMs, undefined, options.signal && { signal: options.signal }).catch(() => {});
-    options.signal?.throwIfAborted();
+    deliver({ ...metric, final: false });
+    await delay(site.retryIntervalMs, undefined, signal && { signal }).catch(() => {});
+    signal?.throwIfAborted();
   }
 }
 

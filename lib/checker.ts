@@ -79,41 +79,26 @@ export class Checker implements Disposable {
    * @returns Whether the site is down; undefined where it was not checked.
    */
   async check(
-    { item: site, scheduledAt, dueAt }: Due<Site>,
+    due: Due<Site>,
     deliver: (metric: Metric) => void,
   ): Promise<boolean | undefined> {
+    const { item: site } = due;
     const { log, signal, once } = this.#options;
     const isMaintained = site.maintenance !== null && isWithin(site.maintenance, Date.now());
     if (isMaintained && site.maintenance.checks === "skip") {
       log.debug("Left out the check of '{name}', which is maintained", { name: site.name });
       return;
     }
-    let isDown: boolean | undefined;
     try {
-      const { host, hostname } = new URL(site.url);
-      const attempts = checkWithRetries(site, {
-        scheduledAt,
-        signal,
-        client: this.#clients.get(site.client),
-        evaluator: this.#evaluator,
+      const { verdict } = await checkWithRetries(site, {
+        attempt: (number) => this.#attempt(due, number),
+        deliver: isMaintained
+          ? (metric) => deliver({ ...metric, tags: { ...site.tags, [MAINTENANCE_TAG]: "true" } })
+          : deliver,
         bodies: this.#bodies,
-        inspector: this.#inspector,
-        tokens: this.#tokens,
-        attemptOnce: (site, options) => {
-          const begin = () => {
-            signal.throwIfAborted();
-            if (options.attempt === 1) this.#lateness.add(performance.now() - dueAt);
-            // After a reload, the client of the first attempt may be closed.
-            return check(site, { ...options, client: this.#clients.get(site.client) });
-          };
-          const { timeoutMs } = site;
-          return this.#gate.pass(hostname, () => this.#slots.run(host, begin), { timeoutMs, signal });
-        },
+        signal,
       });
-      for await (const metric of attempts) {
-        deliver(isMaintained ? { ...metric, tags: { ...site.tags, [MAINTENANCE_TAG]: "true" } } : metric);
-        isDown = metric.verdict === "down";
-      }
+      return verdict === "down";
     } catch (error) {
       if (error instanceof Deno.errors.BrokenPipe) throw error;
       if (signal.aborted) {
@@ -124,7 +109,28 @@ export class Checker implements Disposable {
       this.#faults.tell(site.name, error);
       if (once) throw error;
     }
-    return isDown;
+  }
+
+  /** Makes an attempt as soon as there is room. */
+  #attempt({ item: site, scheduledAt, dueAt }: Due<Site>, attempt: number): Promise<Metric> {
+    const { signal } = this.#options;
+    const { host, hostname } = new URL(site.url);
+    const begin = () => {
+      signal.throwIfAborted();
+      if (attempt === 1) this.#lateness.add(performance.now() - dueAt);
+      return check(site, {
+        scheduledAt,
+        signal,
+        attempt,
+        // After a reload, the client of the first attempt may be closed.
+        client: this.#clients.get(site.client),
+        evaluator: this.#evaluator,
+        bodies: this.#bodies,
+        inspector: this.#inspector,
+        tokens: this.#tokens,
+      });
+    };
+    return this.#gate.pass(hostname, () => this.#slots.run(host, begin), { timeoutMs: site.timeoutMs, signal });
   }
 
   /** Counts checks that were left out. */

@@ -42,33 +42,37 @@ export class Inspector {
    */
   begin(site: Site, signal: AbortSignal): Look | null {
     if (site.client.proxy !== null) return null;
-    const { lookUps, onFault, now = () => performance.now(), inspect = inspectConnection } = this.#options;
+    const { now = () => performance.now() } = this.#options;
     const last = this.#lookedAt.get(site);
     // A tenth early: checks do not start to the millisecond.
     const isDue = site.limits.connectTimeoutMs !== null ||
       site.inspectIntervalMs !== Infinity && (last === undefined || now() - last >= site.inspectIntervalMs * 0.9);
-    return new Look(site, {
-      isDue,
+    return new Look(site, { isDue, signal, inspector: this });
+  }
+
+  /** Looks at a site's connection. */
+  async inspect(site: Site, signal: AbortSignal): Promise<Inspection | null> {
+    const { lookUps, now = () => performance.now(), inspect = inspectConnection } = this.#options;
+    this.#lookedAt.set(site, now());
+    const { client: { ca, identity, ipVersion, http2 }, limits, timeoutMs } = site;
+    const inspection = await inspect(site.url, {
+      timeoutMs: limits.connectTimeoutMs ?? timeoutMs,
       signal,
-      onFault: (error) => onFault?.(site, error),
-      inspect: async (signal) => {
-        this.#lookedAt.set(site, now());
-        const { client: { ca, identity, ipVersion, http2 }, limits, timeoutMs } = site;
-        const inspection = await inspect(site.url, {
-          timeoutMs: limits.connectTimeoutMs ?? timeoutMs,
-          signal,
-          ipVersion: IP_VERSIONS[ipVersion],
-          tls: { ...(ca !== null && { ca }), ...identity },
-          http2,
-          ...(lookUps !== undefined && { lookUps }),
-        });
-        if (inspection !== null && inspection.tlsMs !== null) {
-          const { tlsVersion, chain: [own] } = inspection;
-          this.#known.set(site, { tlsVersion, certExpiresAt: own?.expiresAt ?? null });
-        }
-        return inspection;
-      },
+      ipVersion: IP_VERSIONS[ipVersion],
+      tls: { ...(ca !== null && { ca }), ...identity },
+      http2,
+      ...(lookUps !== undefined && { lookUps }),
     });
+    if (inspection !== null && inspection.tlsMs !== null) {
+      const { tlsVersion, chain: [own] } = inspection;
+      this.#known.set(site, { tlsVersion, certExpiresAt: own?.expiresAt ?? null });
+    }
+    return inspection;
+  }
+
+  /** Tells of a look that could not be made for a reason of ours beside a check that could. */
+  tellFault(site: Site, error: unknown): void {
+    this.#options.onFault?.(site, error);
   }
 
   /** What is known of a site's connection, from the last look that came to its certificate. */
@@ -83,10 +87,8 @@ export interface LookOptions {
   readonly isDue: boolean;
   /** Ends the check. */
   readonly signal: AbortSignal;
-  /** Does it. */
-  readonly inspect: (signal: AbortSignal) => Promise<Inspection | null>;
-  /** Told of a fault of ours where the check itself had none. */
-  readonly onFault: (error: unknown) => void;
+  /** Does it, and is told of a fault of ours where the check itself had none. */
+  readonly inspector: Pick<Inspector, "inspect" | "tellFault">;
 }
 
 /** A look at the connection beside one check. */
@@ -141,7 +143,7 @@ export class Look implements Disposable {
       return inspection;
     } catch (error) {
       if (failure !== null) throw error;
-      this.#options.onFault(error);
+      this.#options.inspector.tellFault(this.#site, error);
       return null;
     }
   }
@@ -155,7 +157,8 @@ export class Look implements Disposable {
   #start(): Promise<Inspection | null> {
     if (this.#inspection === null) {
       const abandoned = this.#abandoned = new AbortController();
-      this.#inspection = this.#options.inspect(AbortSignal.any([this.#options.signal, abandoned.signal]));
+      const { inspector, signal } = this.#options;
+      this.#inspection = inspector.inspect(this.#site, AbortSignal.any([signal, abandoned.signal]));
       // Whoever waits for it gets the error, too; nobody does where it is abandoned.
       this.#inspection.catch(() => {}).finally(() => this.#abandoned = null);
     }

@@ -42,9 +42,12 @@ export class NameGate {
   }
 
   /** Makes a check of a host as soon as its name holds up no others. */
-  async pass(host: string, check: () => Promise<Metric>, options: PassOptions): Promise<Metric> {
+  pass(host: string, check: () => Promise<Metric>, options: PassOptions): Promise<Metric> {
     const name = host.replace(/^\[|\]$/g, "");
-    if (isIP(name) !== 0) return await check();
+    return isIP(name) !== 0 ? check() : this.#passName(name, check, options);
+  }
+
+  async #passName(name: string, check: () => Promise<Metric>, options: PassOptions): Promise<Metric> {
     const isQuick = this.#quick.has(name) || await this.#isQuick(name, options);
     const metric = await (isQuick ? check() : this.#slow(check));
     if (cameToConnection(metric)) this.#quick.add(name);

@@ -28,7 +28,7 @@ export interface ProduceRequestOptions {
 }
 
 const zip = promisify(gzip) as (data: Uint8Array) => Promise<Buffer>;
-/** Of a part, from which on it is compressed: what has waited, and topics that many sites share. A few records cost less as they are. */
+/** Of a part, from which on it is compressed: what has waited, or many sites share. A few records cost less as they are. */
 const MIN_GZIP_BYTES = 16_000;
 /** Threads that compress; there are few cores. */
 const GZIP_AT_ONCE = 4;
@@ -52,7 +52,12 @@ const utf8 = new TextEncoder();
 /** Bytes that grow. */
 class Bytes {
   at = 0;
-  #buffer = Buffer.allocUnsafe(FIRST_BYTES);
+  #buffer: Buffer;
+
+  /** With room for so many, before it grows. */
+  constructor(room: number) {
+    this.#buffer = Buffer.allocUnsafe(room);
+  }
 
   /** What was written; only until more is. */
   get written(): Buffer {
@@ -94,7 +99,7 @@ class Bytes {
 
 /** Headers of each record, with their number before them. */
 const HEADERS = ((): Uint8Array => {
-  const bytes = new Bytes();
+  const bytes = new Bytes(FIRST_BYTES);
   const headers = [["content-type", "application/json"], ["version", String(METRIC_VERSION)]];
   bytes.varint(zigzag(headers.length));
   for (const text of headers.flat()) {
@@ -113,8 +118,9 @@ export async function encodeProduceRequest(
   parts: readonly Part<OutgoingMessage>[],
   { isFlexible, acks, timeoutMs }: ProduceRequestOptions,
 ): Promise<Buffer> {
-  const bytes = new Bytes();
   const zipped = await zipParts(parts);
+  // At once: what grows to megabytes costs as much again in memory that the system clears.
+  const bytes = new Bytes(parts.reduce((sum, part) => sum + roomOf(part), FIRST_BYTES));
   const length = (of: number) => isFlexible ? bytes.varint(of + 1) : bytes.int32(of);
   const endOfFields = () => isFlexible && bytes.varint(0);
   // No transaction.
@@ -149,7 +155,7 @@ export async function encodeProduceRequest(
 }
 
 /** Written and read without anything else between. */
-const scratch = new Bytes();
+const scratch = new Bytes(FIRST_BYTES);
 
 /** Batches of those parts of which compressing pays. */
 async function zipParts(parts: readonly Part<OutgoingMessage>[]): Promise<Map<Part<OutgoingMessage>, Buffer>> {
@@ -166,6 +172,11 @@ async function zipParts(parts: readonly Part<OutgoingMessage>[]): Promise<Map<Pa
   };
   await Promise.all(Array.from({ length: GZIP_AT_ONCE }, work));
   return zipped;
+}
+
+/** Bytes of a part, about: most texts have one a unit. */
+function roomOf({ topic, messages }: Part<OutgoingMessage>): number {
+  return topic.length + BATCH_HEAD_BYTES + sizeOf(messages) + messages.length * (RECORD_HEAD_BYTES + HEADERS.length);
 }
 
 function sizeOf(messages: readonly OutgoingMessage[]): number {

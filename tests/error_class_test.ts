@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { createServer } from "node:https";
 import type { AddressInfo } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
-import { checkWithRetries } from "../lib/check.ts";
+import { check, checkWithRetries } from "../lib/check.ts";
 import { createClient } from "../lib/client.ts";
 import { parseCommandLine } from "../lib/command.ts";
 import { readProducerConfig } from "../lib/config.ts";
@@ -237,8 +237,12 @@ async function checkCase({ start, settings = "", checks = 1, lookUps = new LookU
   const bodies = new Map<string, string>();
   let last: Metric | undefined;
   for (let i = 0; i < checks; i++) {
-    const options = { scheduledAt: new Date(), client, evaluator, inspector, bodies };
-    [last] = await Array.fromAsync(checkWithRetries(site, options));
+    last = undefined;
+    await checkWithRetries(site, {
+      attempt: (attempt) => check(site, { scheduledAt: new Date(), client, evaluator, inspector, bodies, attempt }),
+      deliver: (metric) => last ??= metric,
+      bodies,
+    });
   }
   const value = new TextEncoder().encode(encodeMetric(last!));
   return decodeMetric({ topic: "site", partition: 0, offset: "0", timestamp: 0, key: null, value, headers: {} });

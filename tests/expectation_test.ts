@@ -369,8 +369,13 @@ Deno.test("check() has what was seen of the connection in the columns for it", a
 async function attemptsOf(site: Site, bodies = new Map<string, string>()): Promise<Metric[]> {
   using client = createClient();
   using evaluator = new Evaluator();
-  const options = { scheduledAt: SCHEDULED_AT, client, evaluator, bodies };
-  return await Array.fromAsync(checkWithRetries(site, options), readable);
+  const metrics: Metric[] = [];
+  await checkWithRetries(site, {
+    attempt: (attempt) => check(site, { scheduledAt: SCHEDULED_AT, client, evaluator, bodies, attempt }),
+    deliver: (metric) => metrics.push(readable(metric)),
+    bodies,
+  });
+  return metrics;
 }
 
 function summary({ attempt, final, verdict }: Metric) {
@@ -411,14 +416,17 @@ Deno.test("checkWithRetries() does not wait for another attempt when it is to en
   const controller = new AbortController();
   const reason = new Error("ended");
   const site = siteOf(server.url, {}, { retries: 2, retryIntervalMs: 60_000 });
-  const options = { scheduledAt: SCHEDULED_AT, client, evaluator, signal: controller.signal };
+  const { signal } = controller;
   const metrics: Metric[] = [];
-  await assert.rejects(async () => {
-    for await (const metric of checkWithRetries(site, options)) {
+  const checked = checkWithRetries(site, {
+    attempt: (attempt) => check(site, { scheduledAt: SCHEDULED_AT, client, evaluator, signal, attempt }),
+    deliver: (metric) => {
       metrics.push(metric);
       controller.abort(reason);
-    }
-  }, reason);
+    },
+    signal,
+  });
+  await assert.rejects(checked, reason);
   assert.deepEqual(metrics.map(summary), [[1, false, "down"]]);
 });
 
