@@ -19,14 +19,22 @@ export interface Refusal<M extends OutgoingMessage> {
   readonly reason: string;
 }
 
+/** Why Kafka does not take a topic now. */
+export interface Delay {
+  /** What it answered. */
+  readonly reason: string;
+  /** Whether that passes by itself as a rule, as where a broker that was restarted does not lead its topics yet. */
+  readonly isPassing: boolean;
+}
+
 /** What became of messages; those of a topic that is named in `delayed` and in no list are still to be published. */
 export interface PublishResult<M extends OutgoingMessage> {
   /** All in-sync replicas have these. */
   readonly acknowledged: M[];
   /** Kafka will never take these as they are. */
   readonly refused: Refusal<M>[];
-  /** Reasons by topic, of topics that Kafka does not take now. */
-  readonly delayed: Map<string, string>;
+  /** Topics that Kafka does not take now. */
+  readonly delayed: Map<string, Delay>;
 }
 
 /** What Kafka says of messages that it will never take as they are. */
@@ -111,7 +119,7 @@ export class Publisher implements AsyncDisposable {
   }
 
   /** Makes topics that are not there; where the broker does not allow us to, it may make them itself. */
-  async #createTopics(topics: ReadonlySet<string>, delayed: Map<string, string>): Promise<void> {
+  async #createTopics(topics: ReadonlySet<string>, delayed: Map<string, Delay>): Promise<void> {
     const unknown = [...topics].filter((topic) => !this.#known.has(topic));
     if (unknown.length === 0) return;
     const existing = await this.#brokers.lookUp(unknown, { make: false });
@@ -122,7 +130,8 @@ export class Publisher implements AsyncDisposable {
     if (missing.length > 0) {
       const failed = await this.#brokers.createTopics(missing, this.#settings.newTopics);
       for (const [topic, { code, message }] of failed) {
-        if (!LEFT_TO_BROKER_REGEXP.test(code)) delayed.set(topic, `it can't be made: ${message} (${code})`);
+        if (LEFT_TO_BROKER_REGEXP.test(code)) continue;
+        delayed.set(topic, { reason: `it can't be made: ${message} (${code})`, isPassing: false });
       }
       const made = missing.filter((topic) => !failed.has(topic));
       if (made.length > 0) {
@@ -230,7 +239,7 @@ export class Publisher implements AsyncDisposable {
     this.#known.delete(topic);
     const reason = `${message} (${code})`;
     if (REFUSALS.has(code)) { for (const message of messages) refused.push({ message, reason }); }
-    else delayed.set(topic, reason);
+    else delayed.set(topic, { reason, isPassing: LEADERLESS.has(code) });
   }
 
   async #wait(ms: number): Promise<void> {
@@ -251,6 +260,14 @@ interface SendContext<M extends OutgoingMessage> {
 const LEFT_TO_BROKER_REGEXP = /^TOPIC_ALREADY_EXISTS$|AUTHORIZATION_FAILED$/;
 /** Of a topic that is there. */
 const NO_LEADER: Answer = { code: "LEADER_NOT_AVAILABLE", message: "No broker leads it now", canRetry: true };
+
+/** What is answered while a topic has no leader, or another than a moment ago. */
+const LEADERLESS: ReadonlySet<string> = new Set([
+  NO_LEADER.code,
+  "NOT_LEADER_OR_FOLLOWER",
+  "FENCED_LEADER_EPOCH",
+  "UNKNOWN_LEADER_EPOCH",
+]);
 
 /** Messages by partition. */
 function partsOf<M extends OutgoingMessage>({ topic, messages, dated }: Batch<M>, partitions: number): Part<M>[] {

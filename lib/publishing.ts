@@ -1,7 +1,7 @@
 import type { PublishSettings } from "./config.ts";
 import { Deadline } from "./deadline.ts";
 import { ConfigError, errorMessage } from "./error.ts";
-import { Publisher, type PublishResult } from "./publisher.ts";
+import { type Delay, Publisher, type PublishResult } from "./publisher.ts";
 import type { Log } from "./log.ts";
 import { retryForever } from "./retry.ts";
 import { sleepUntilAborted, whenAborted } from "./schedule.ts";
@@ -21,6 +21,8 @@ interface Held {
   until: number;
   /** Wait before that. */
   waitMs: number;
+  /** Whether it was told as an error. */
+  isTold: boolean;
 }
 
 /** Metrics that are checked within this time go in one request … */
@@ -206,12 +208,10 @@ export class Publishing {
       this.#log.info("Kafka takes topic '{topic}' again", { topic });
     }
     for (const topic of failed) {
-      const reason = delayed.get(topic);
       const isNew = !this.#held.has(topic);
       this.#hold(topic, Math.min(2 * (this.#held.get(topic)?.waitMs ?? FIRST_HOLD_MS / 2), LONGEST_HOLD_MS));
-      if (reason !== undefined && isNew) {
-        this.#log.error("Kafka does not take topic '{topic}', trying again, others go on: {reason}", { topic, reason });
-      }
+      const delay = delayed.get(topic);
+      if (delay !== undefined) this.#tellDelay(topic, { ...delay, isNew });
     }
     for (const { message: { topic }, reason } of refused) {
       if (this.#told.has(topic)) continue;
@@ -223,8 +223,19 @@ export class Publishing {
     }
   }
 
+  /** Says that a topic is not taken: what passes by itself is an error only when it lasts. */
+  #tellDelay(topic: string, { reason, isPassing, isNew }: Delay & { readonly isNew: boolean }): void {
+    const held = this.#held.get(topic)!;
+    const lasts = !isPassing || held.waitMs === LONGEST_HOLD_MS;
+    const text = "Kafka does not take topic '{topic}', trying again, others go on: {reason}";
+    if (lasts && !held.isTold) this.#log.error(text, { topic, reason });
+    else if (isNew) this.#log.warn(text, { topic, reason });
+    held.isTold ||= lasts;
+  }
+
   #hold(topic: string, waitMs: number): void {
-    this.#held.set(topic, { waitMs, until: performance.now() + waitMs });
+    const isTold = this.#held.get(topic)?.isTold ?? false;
+    this.#held.set(topic, { waitMs, until: performance.now() + waitMs, isTold });
     this.#tellHeldChanged();
   }
 

@@ -93,7 +93,7 @@ Deno.test("Publisher names a topic that can't be made, others go on", async () =
   await using publisher = new Publisher(settingsOf(testStack().kafka, { replicationFactor: 5 }), { log: logOf([]) });
   const { acknowledged, refused, delayed } = await publisher.publish([messageOf(good, "1"), messageOf(bad, "1")]);
   assert.deepEqual([acknowledged.map(({ topic }) => topic), refused], [[good], []]);
-  assert.match(delayed.get(bad) ?? "", /^it can't be made: .*replication/i);
+  assert.match(delayed.get(bad)?.reason ?? "", /^it can't be made: .*replication/i);
 });
 
 Deno.test("Publisher splits what is too large for one request, and refuses only the message that is too large", async () => {
@@ -266,8 +266,8 @@ Deno.test("Publisher sends fifty topics once beside a deleted one, one that it m
     assert.deepEqual(refused.map(({ message }) => message.topic), ["forbidden"]);
     assert.match(refused[0]!.reason, /\(TOPIC_AUTHORIZATION_FAILED\)$/);
     assert.deepEqual([...delayed.keys()].toSorted(), ["gone", "no spaces"]);
-    assert.match(delayed.get("gone")!, /\(UNKNOWN_TOPIC_OR_PARTITION\)$/);
-    assert.match(delayed.get("no spaces")!, /\(INVALID_TOPIC_EXCEPTION\)$/);
+    assert.match(delayed.get("gone")!.reason, /\(UNKNOWN_TOPIC_OR_PARTITION\)$/);
+    assert.match(delayed.get("no spaces")!.reason, /\(INVALID_TOPIC_EXCEPTION\)$/);
     for (const topic of good) assert.equal(await endOf(topic, server), 2, topic);
     // It is made again with the next, and takes what is sent then.
     const again = await publisher.publish([messageOf("gone", "3"), messageOf("good-0", "3")]);
