@@ -11,11 +11,11 @@ ENV DENO_DIR=/deno-dir
 WORKDIR /src/app
 COPY deno.json deno.lock ./
 # Leaves out what only the local stack and the tests import, and installs the rest in the versions of deno.lock.
-RUN deno remove @peculiar/x509 embedded-postgres reflect-metadata yaml
+RUN deno remove @peculiar/x509 embedded-postgres reflect-metadata uuid yaml
 COPY lib lib
 COPY producer.ts consumer.ts ./
 # Turns TypeScript into JavaScript here rather than at each start, and fails where deno.lock does not fit.
-RUN deno cache --frozen producer.ts consumer.ts
+RUN deno cache --frozen producer.ts consumer.ts lib/evaluator_worker.ts lib/outbox_worker.ts
 # Of the producer, for any user; a volume that is made for it takes its permissions.
 RUN mkdir --mode=777 spool
 

@@ -3,12 +3,12 @@ import { type ProducerConfig, readProducerConfig } from "./lib/config.ts";
 import { Faults } from "./lib/fault.ts";
 import { type Log, print } from "./lib/log.ts";
 import { encodeMetric, type Metric } from "./lib/metric.ts";
+import { Outbox } from "./lib/outbox.ts";
 import { type Context, runProgram } from "./lib/program.ts";
-import { Publishing } from "./lib/publishing.ts";
 import { followConfig } from "./lib/reload.ts";
 import { afterAbort, type Due, runOnce, runSchedule } from "./lib/schedule.ts";
 import type { Site } from "./lib/site.ts";
-import { listRefused, openSpool, retryRefused } from "./lib/spool.ts";
+import { listRefused, retryRefused } from "./lib/spool_file.ts";
 import { encodePrintable, type Trace, traceSite } from "./lib/trace.ts";
 import { formatTrace, styleOfOutput } from "./lib/trace_text.ts";
 
@@ -23,8 +23,8 @@ async function produce({ config, commandLine, log, signal }: Context<ProducerCon
   if (commandLine.trace !== undefined) return await trace(config.sites[0]!, { ...commandLine.trace, log, signal });
   const { once } = commandLine;
   using checker = new Checker({ limits: config.limits, log, signal: afterAbort(signal, GRACE_MS), once });
-  using spool = config.kafka === null ? null : openSpool(config.spool, { log });
-  const publishing = spool === null ? null : new Publishing(config.kafka!, { spool, log });
+  const { kafka, spool } = config;
+  using outbox = kafka === null ? null : await Outbox.open({ kafka, spool }, { log });
 
   async function* sites(): AsyncGenerator<readonly Site[]> {
     for await (
@@ -36,9 +36,9 @@ async function produce({ config, commandLine, log, signal }: Context<ProducerCon
   }
 
   function deliver(metric: Metric): void {
-    if (spool === null) return print(encodeMetric(metric));
-    spool.add({
-      topic: config.kafka?.sharedTopic ?? metric.name,
+    if (outbox === null) return print(encodeMetric(metric));
+    outbox.add({
+      topic: kafka?.sharedTopic ?? metric.name,
       key: metric.name,
       value: encodeMetric(metric),
       timestamp: Date.parse(metric.occurred_at),
@@ -51,16 +51,16 @@ async function produce({ config, commandLine, log, signal }: Context<ProducerCon
     ? runOnce(config.sites, checkSite, { signal, atOnce: config.limits.max })
     : runSchedule(sites(), checkSite, { signal, onSkipped: (name, runs) => checker.skip(name, runs) });
   // A broker that will never let us in ends the program; one that is away does not.
-  await Promise.race([checks, publishing?.failed ?? checks]);
-  if (publishing === null) return 0;
-  const left = await publishing.drain(once && !signal.aborted ? config.drainTimeoutMs : SHUTDOWN_DRAIN_MS);
+  await Promise.race([checks, outbox?.failed ?? checks]);
+  if (outbox === null) return 0;
+  const { left, refused } = await outbox.drain(once && !signal.aborted ? config.drainTimeoutMs : SHUTDOWN_DRAIN_MS);
   if (left > 0) {
     log.warn("Kafka has not taken {left} metric(s): they stay in '{path}' for the next start", {
       left,
-      path: config.spool.path,
+      path: spool.path,
     });
   }
-  return once && left + publishing.refused > 0 ? 1 : 0;
+  return once && left + refused > 0 ? 1 : 0;
 }
 
 /** Prints one check, step by step. */

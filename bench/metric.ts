@@ -1,5 +1,4 @@
-import { v7 as uuidv7 } from "uuid";
-import { COLUMN_NAMES, type Metric } from "../lib/metric.ts";
+import { COLUMN_NAMES, type Metric, metricId } from "../lib/metric.ts";
 
 const START = Date.UTC(2026, 0, 1);
 
@@ -8,7 +7,7 @@ export function createMetric(name: string, number: number): Metric {
   const occurredAt = new Date(START + number);
   return {
     ...Object.fromEntries(COLUMN_NAMES.map((column) => [column, null])) as unknown as Metric,
-    id: uuidv7({ msecs: occurredAt.getTime() }),
+    id: metricId(occurredAt.getTime()),
     occurred_at: occurredAt.toISOString(),
     scheduled_at: occurredAt.toISOString(),
     name,

@@ -5,12 +5,14 @@
  * @module
  */
 
+import { Buffer } from "node:buffer";
 import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
 import type { PublishSettings } from "../lib/config.ts";
 import { type Log, print, printError } from "../lib/log.ts";
 import { Publishing } from "../lib/publishing.ts";
-import { type OutgoingMessage, Spool, type SpoolSync } from "../lib/spool.ts";
+import { Spool } from "../lib/spool.ts";
+import type { OutgoingMessage, SpoolSync } from "../lib/spool_file.ts";
 import { startKafka } from "../local/kafka.ts";
 import { createMetric } from "./metric.ts";
 
@@ -38,7 +40,7 @@ interface Figures {
 
 /** A metric as the producer makes it, of a size that is usual. */
 function message(topic: string, index: number): OutgoingMessage {
-  return { topic, key: topic, value: JSON.stringify(createMetric(topic, index)), timestamp: Date.now() };
+  return { topic, key: topic, value: Buffer.from(JSON.stringify(createMetric(topic, index))), timestamp: Date.now() };
 }
 
 async function measure(messages: number, work: () => Promise<void>): Promise<Figures> {

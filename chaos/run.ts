@@ -225,7 +225,7 @@ function spoolPath(folder: string, name: string): string {
 function countSpool(path: string): number {
   using database = new DatabaseSync(path, { readOnly: true });
   const row = database.prepare(
-    "SELECT (SELECT count(*) FROM message) + (SELECT count(*) FROM refused) AS metrics",
+    "SELECT (SELECT coalesce(sum(size), 0) FROM batch) + (SELECT count(*) FROM refused) AS metrics",
   ).get();
   return Number(row?.["metrics"]);
 }

@@ -18,7 +18,7 @@ import {
 } from "@platformatic/kafka";
 import type { KafkaSettings, NewTopicSettings } from "./config.ts";
 import { encodeProduceRequest, type Part } from "./produce_request.ts";
-import type { OutgoingMessage } from "./spool.ts";
+import type { OutgoingMessage } from "./spool_file.ts";
 
 /** What a broker says of a topic or partition that it does not take. */
 export interface Answer {

@@ -76,7 +76,7 @@ export async function check(
   using deadline = new Deadline(site.timeoutMs, signal);
   const until = performance.now() + site.timeoutMs;
   // Within the timeout, yet no part of any time that is told of the site.
-  const grant = await tokens?.grant(site, deadline.signal) ?? null;
+  const grant = site.request.oauth === null ? null : await tokens?.grant(site, deadline.signal) ?? null;
   let clock = now();
   using look = inspector?.begin(site, deadline.signal) ?? null;
   const hindrance = site.limits.connectTimeoutMs === null ? null : await look?.hindrance() ?? null;
@@ -90,7 +90,7 @@ export async function check(
         : Math.max(site.excerptBytes > 0 ? site.excerptBytes + SECRET_BYTES : 0, observer?.keepBytes ?? 0),
     });
   let exchange = hindrance === null ? await send() : failedExchange(hindrance);
-  while (await grant?.mustRepeat(exchange)) {
+  while (grant !== null && await grant.mustRepeat(exchange)) {
     clock = now();
     exchange = await send();
   }

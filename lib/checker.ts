@@ -89,9 +89,12 @@ export class Checker implements Disposable {
       log.debug("Left out the check of '{name}', which is maintained", { name: site.name });
       return;
     }
+    // Before anything else is made for it: thousands may wait.
+    const hasSlot = this.#gate.isOpen(site.hostname);
+    if (hasSlot) await this.#slots.take(site.host);
     try {
       const { verdict } = await checkWithRetries(site, {
-        attempt: (number) => this.#attempt(due, number),
+        attempt: (number) => this.#attempt(due, { number, hasSlot: hasSlot && number === 1 }),
         deliver: isMaintained
           ? (metric) => deliver({ ...metric, tags: { ...site.tags, [MAINTENANCE_TAG]: "true" } })
           : deliver,
@@ -112,16 +115,18 @@ export class Checker implements Disposable {
   }
 
   /** Makes an attempt as soon as there is room. */
-  #attempt({ item: site, scheduledAt, dueAt }: Due<Site>, attempt: number): Promise<Metric> {
+  #attempt(
+    { item: site, scheduledAt, dueAt }: Due<Site>,
+    { number, hasSlot }: { readonly number: number; readonly hasSlot: boolean },
+  ): Promise<Metric> {
     const { signal } = this.#options;
-    const { host, hostname } = new URL(site.url);
     const begin = () => {
       signal.throwIfAborted();
-      if (attempt === 1) this.#lateness.add(performance.now() - dueAt);
+      if (number === 1) this.#lateness.add(performance.now() - dueAt);
       return check(site, {
         scheduledAt,
         signal,
-        attempt,
+        attempt: number,
         // After a reload, the client of the first attempt may be closed.
         client: this.#clients.get(site.client),
         evaluator: this.#evaluator,
@@ -130,7 +135,11 @@ export class Checker implements Disposable {
         tokens: this.#tokens,
       });
     };
-    return this.#gate.pass(hostname, () => this.#slots.run(host, begin), { timeoutMs: site.timeoutMs, signal });
+    return this.#gate.pass(
+      site.hostname,
+      () => hasSlot ? this.#slots.use(site.host, begin) : this.#slots.run(site.host, begin),
+      { timeoutMs: site.timeoutMs, signal },
+    );
   }
 
   /** Counts checks that were left out. */

@@ -1,3 +1,4 @@
+import { type Entry, LinkedList } from "./linked_list.ts";
 import { Timer } from "./timer.ts";
 
 /**
@@ -8,7 +9,8 @@ import { Timer } from "./timer.ts";
 export class Deadline implements Disposable {
   readonly #controller = new AbortController();
   readonly #timer: Timer | undefined;
-  readonly #bound: Set<AbortController> | undefined;
+  readonly #bound: LinkedList<AbortController> | undefined;
+  readonly #entry: Entry<AbortController> | undefined;
 
   /** Begins at once. */
   constructor(timeoutMs: number, signal?: AbortSignal) {
@@ -16,7 +18,8 @@ export class Deadline implements Disposable {
       this.#controller.abort(signal.reason);
       return;
     }
-    this.#bound = signal && boundBy(signal).add(this.#controller);
+    this.#bound = signal && boundBy(signal);
+    this.#entry = this.#bound?.add(this.#controller);
     this.#timer = new Timer(timeoutMs, () => this.#controller.abort(new DOMException("Time is up", "TimeoutError")));
   }
 
@@ -28,20 +31,23 @@ export class Deadline implements Disposable {
   /** Lets go of it: its signal is not aborted any more. */
   [Symbol.dispose](): void {
     this.#timer?.[Symbol.dispose]();
-    this.#bound?.delete(this.#controller);
+    if (this.#entry !== undefined) this.#bound!.delete(this.#entry);
   }
 }
 
 /** What ends with a signal: one listener for all, since each one costs a look at all the others. */
-const bound = new WeakMap<AbortSignal, Set<AbortController>>();
+const bound = new WeakMap<AbortSignal, LinkedList<AbortController>>();
 
-function boundBy(signal: AbortSignal): Set<AbortController> {
+function boundBy(signal: AbortSignal): LinkedList<AbortController> {
   const known = bound.get(signal);
   if (known !== undefined) return known;
-  const controllers = new Set<AbortController>();
+  const controllers = new LinkedList<AbortController>();
   bound.set(signal, controllers);
   signal.addEventListener("abort", () => {
-    for (const controller of controllers) controller.abort(signal.reason);
+    for (let entry = controllers.first; entry !== null; entry = controllers.first) {
+      controllers.delete(entry);
+      entry.value.abort(signal.reason);
+    }
   }, { once: true });
   return controllers;
 }

@@ -64,7 +64,7 @@ export function prepare({ url, request, limits }: Site, client: Deno.HttpClient)
   return {
     url,
     method,
-    headers: { ...headers, ...(authorization !== null && { authorization }) },
+    headers: authorization === null ? headers : { ...headers, authorization },
     body,
     client,
     limits,
@@ -103,53 +103,75 @@ export async function exchangeOver(
   { signal, fetch, start, keepBytes }: ExchangeOptions,
 ): Promise<Exchange> {
   const exchange = failedExchange(null);
-  const { client, limits } = request;
+  const { limits } = request;
   let phase: Phase = "first_byte";
   const head = limitHead(limits, { signal, start });
   try {
-    let { method, headers, body } = request;
-    let target = new URL(request.url);
-    for (;;) {
+    for (let hop = request;;) {
       phase = "first_byte";
-      const response = await fetch(target, { method, headers, body, client, signal: head.signal, redirect: "manual" });
+      const response = await fetch(hop.url, initOf(hop, head?.signal ?? signal));
       exchange.status = response.status;
       exchange.firstByteMs = performance.now() - start;
       phase = "download";
       const follow = limits.maxRedirects > 0 && isRedirect(response.status);
       const location = follow ? response.headers.get("location") : null;
       if (location === null) {
-        head.clear();
+        head?.clear();
         exchange.headers = response.headers;
         exchange.body = await readBody(response, { keepBytes, maxBytes: limits.readBytes });
         exchange.totalMs = performance.now() - start;
         return exchange;
       }
       await response.body?.cancel();
-      const next = nextTarget(location, target, { redirects: exchange.redirects, maxRedirects: limits.maxRedirects });
-      if (becomesGet(response.status, method)) {
-        method = "GET";
-        body = null;
-        headers = filterHeaders(headers, (name) => !name.startsWith("content-"));
-      }
-      headers = headersBehind(headers, target, next);
-      target = next;
+      hop = redirected(hop, { status: response.status, location, redirects: exchange.redirects });
       exchange.redirects++;
-      exchange.finalUrl = target.href;
+      exchange.finalUrl = hop.url;
     }
   } catch (error) {
     exchange.failure = { error, phase };
     return exchange;
   } finally {
-    head.clear();
+    head?.clear();
   }
 }
 
-/** Signal that is aborted, too, when the head of the response takes too long. */
+/** What fetch is told; what it takes for granted is left out, since it looks long at each property. */
+function initOf(
+  { method, headers, body, client }: PreparedRequest,
+  signal: AbortSignal,
+): RequestInit & { readonly client: Deno.HttpClient } {
+  const init = { headers, client, signal, redirect: "manual" } as const;
+  return method === "GET" && body === null ? init : { ...init, method, body };
+}
+
+interface Redirect {
+  readonly status: number;
+  readonly location: string;
+  /** Those before it. */
+  readonly redirects: number;
+}
+
+/** What is to be sent after a redirect. */
+function redirected(request: PreparedRequest, { status, location, redirects }: Redirect): PreparedRequest {
+  const { url, method, limits: { maxRedirects } } = request;
+  const from = new URL(url);
+  const to = nextTarget(location, from, { redirects, maxRedirects });
+  const isGet = becomesGet(status, method);
+  const headers = isGet ? filterHeaders(request.headers, (name) => !name.startsWith("content-")) : request.headers;
+  return {
+    ...request,
+    url: to.href,
+    headers: headersBehind(headers, from, to),
+    ...(isGet && { method: "GET", body: null }),
+  };
+}
+
+/** Signal that is aborted, too, when the head of the response takes too long; null where that has no limit. */
 function limitHead(
   { firstByteTimeoutMs }: Limits,
   { signal, start }: Pick<ExchangeOptions, "signal" | "start">,
-): { readonly signal: AbortSignal; readonly clear: () => void } {
-  if (firstByteTimeoutMs === null) return { signal, clear: () => {} };
+): { readonly signal: AbortSignal; readonly clear: () => void } | null {
+  if (firstByteTimeoutMs === null) return null;
   const controller = new AbortController();
   const end = () =>
     controller.abort(new LimitError("first_byte_timeout", `no head of a response within ${firstByteTimeoutMs} ms`));
@@ -217,10 +239,10 @@ async function readBody(response: Response, options: ReadOptions): Promise<Body>
   const { headers } = response;
   // The length of one that is not decoded is what its head says, or it is an error: such a small one needs no bounds.
   const told = headers.has("content-encoding") ? NaN : Number(headers.get("content-length") ?? NaN);
-  const { hash, ...body } = told <= Math.min(WHOLE_BYTES, options.maxBytes)
+  const { bytes, kept, hash } = told <= Math.min(WHOLE_BYTES, options.maxBytes)
     ? hashWhole(await response.bytes(), options)
     : await readParts(response, options);
-  return { ...body, sha256: hash.digest("hex"), contentType: headers.get("content-type") };
+  return { bytes, kept, sha256: hash.digest("hex"), contentType: headers.get("content-type") };
 }
 
 interface ReadBody {

@@ -213,9 +213,18 @@ export interface KafkaMessage {
 
 const MAX_TIME_MS = Date.UTC(9999, 11, 31, 23, 59, 59, 999);
 
+/** The second that was written last: nearly all times that are written are of this one. */
+let [lastSecond, lastSecondText] = [NaN, ""];
+
 /** Time in ms since 1970 as ISO 8601 in UTC; one that lies outside of the years 1970 to 9999 becomes their nearer end. */
 export function isoTime(ms: number): string {
-  return new Date(Math.min(Math.max(ms, 0), MAX_TIME_MS)).toISOString();
+  const time = Math.trunc(Math.min(Math.max(ms, 0), MAX_TIME_MS));
+  const second = Math.floor(time / 1000);
+  if (second !== lastSecond) {
+    lastSecond = second;
+    lastSecondText = new Date(second * 1000).toISOString().slice(0, -"000Z".length);
+  }
+  return `${lastSecondText}${String(time % 1000).padStart(3, "0")}Z`;
 }
 
 /** Metric as the value of a message. */
@@ -443,6 +452,21 @@ function fromPython(old: Record<string, unknown>, message: KafkaMessage): Record
 function pythonTime(value: unknown, { timestamp }: KafkaMessage): unknown {
   if (value === "" || value === null) return isoTime(timestamp);
   return typeof value === "string" && PYTHON_TIMESTAMP_REGEXP.test(value) ? value.replace(" ", "T") + "Z" : value;
+}
+
+/**
+ * UUID version 7 (RFC 9562) of a time in ms since 1970: the time, then the random bits of the runtime's own version 4.
+ *
+ * @example
+ * ```ts
+ * import assert from "node:assert/strict";
+ *
+ * assert.match(metricId(Date.UTC(2026, 0, 2)), /^019b7c01-0400-7[\da-f]{3}-[89ab][\da-f]{3}-[\da-f]{12}$/);
+ * ```
+ */
+export function metricId(ms: number): string {
+  const time = ms.toString(16).padStart(12, "0");
+  return `${time.slice(0, 8)}-${time.slice(8)}-7${crypto.randomUUID().slice("xxxxxxxx-xxxx-4".length)}`;
 }
 
 /** UUID version 8 (RFC 9562) of a message's place and content; the offset alone would not do once a topic is made again. */

@@ -32,7 +32,9 @@ const FOREVER_MS = 2 ** 31 - 1;
 export class NameGate {
   readonly #lookUps: LookUps;
   readonly #slow: ReturnType<typeof pLimit>;
-  /** Hosts whose last check came as far as a connection. */
+  /** Hosts that are addresses and not names, as far as they were asked for. */
+  readonly #addresses = new Set<string>();
+  /** Names whose last check came as far as a connection. */
   readonly #quick = new Set<string>();
 
   /** With no name known. */
@@ -41,10 +43,21 @@ export class NameGate {
     this.#slow = pLimit(atOnce);
   }
 
+  /** Whether a check of a host need not wait. */
+  isOpen(host: string): boolean {
+    return this.#quick.has(host) || this.#isAddress(host);
+  }
+
   /** Makes a check of a host as soon as its name holds up no others. */
   pass(host: string, check: () => Promise<Metric>, options: PassOptions): Promise<Metric> {
-    const name = host.replace(/^\[|\]$/g, "");
-    return isIP(name) !== 0 ? check() : this.#passName(name, check, options);
+    return !this.#quick.has(host) && this.#isAddress(host) ? check() : this.#passName(host, check, options);
+  }
+
+  #isAddress(host: string): boolean {
+    if (this.#addresses.has(host)) return true;
+    if (isIP(host.replace(/^\[|\]$/g, "")) === 0) return false;
+    this.#addresses.add(host);
+    return true;
   }
 
   async #passName(name: string, check: () => Promise<Metric>, options: PassOptions): Promise<Metric> {

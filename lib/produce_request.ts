@@ -3,7 +3,7 @@ import { promisify } from "node:util";
 import { gzip } from "node:zlib";
 import { crc32c } from "@platformatic/kafka";
 import { METRIC_VERSION } from "./metric.ts";
-import type { OutgoingMessage } from "./spool.ts";
+import type { OutgoingMessage } from "./spool_file.ts";
 
 /** Messages of one partition. */
 export interface Part<M extends OutgoingMessage> {
@@ -40,14 +40,13 @@ const BATCH_HEAD_BYTES = 61;
 const CHECKED_FROM = 21;
 /** Before its length, where an offset and the length itself stand. */
 const LENGTH_FROM = 12;
-/** The most that the numbers before a record's key, and between that and its value, take. */
-const RECORD_HEAD_BYTES = 30;
-const BEFORE_VALUE_BYTES = 10;
+/** The most that the numbers of a record take. */
+const RECORD_HEAD_BYTES = 40;
+/** The most that the length of a batch takes. */
+const LENGTH_BYTES = 5;
 /** UTF-8 of a unit of a string, at most. */
 const BYTES_PER_UNIT = 3;
 const FIRST_BYTES = 64 * 1024;
-
-const utf8 = new TextEncoder();
 
 /** Bytes that grow. */
 class Bytes {
@@ -95,6 +94,12 @@ class Bytes {
     this.room(bytes.length).set(bytes, this.at);
     this.at += bytes.length;
   }
+
+  /** Moves what was written from a place on to another one before it. */
+  move(from: number, to: number): void {
+    this.#buffer.copyWithin(to, from, this.at);
+    this.at -= from - to;
+  }
 }
 
 /** Headers of each record, with their number before them. */
@@ -138,14 +143,23 @@ export async function encodeProduceRequest(
     length(ofTopic.length);
     for (const part of ofTopic) {
       bytes.int32(part.partition);
-      let batch = zipped.get(part);
-      if (batch === undefined) {
-        scratch.at = 0;
-        writeBatch(scratch, part);
-        batch = scratch.written;
+      const batch = zipped.get(part);
+      if (batch !== undefined) {
+        length(batch.length);
+        bytes.append(batch);
+      } else {
+        // Its length stands before it, and takes as many bytes as it needs.
+        const begin = bytes.at;
+        bytes.room(LENGTH_BYTES);
+        bytes.at += LENGTH_BYTES;
+        writeBatch(bytes, part);
+        const end = bytes.at;
+        bytes.at = begin;
+        length(end - begin - LENGTH_BYTES);
+        const to = bytes.at;
+        bytes.at = end;
+        bytes.move(begin + LENGTH_BYTES, to);
       }
-      length(batch.length);
-      bytes.append(batch);
       endOfFields();
     }
     endOfFields();
@@ -154,18 +168,15 @@ export async function encodeProduceRequest(
   return bytes.written;
 }
 
-/** Written and read without anything else between. */
-const scratch = new Bytes(FIRST_BYTES);
-
 /** Batches of those parts of which compressing pays. */
 async function zipParts(parts: readonly Part<OutgoingMessage>[]): Promise<Map<Part<OutgoingMessage>, Buffer>> {
   const zipped = new Map<Part<OutgoingMessage>, Buffer>();
   const left = parts.filter(({ messages }) => messages.length > 1 && sizeOf(messages) >= MIN_GZIP_BYTES).values();
   const work = async () => {
     for (const part of left) {
-      scratch.at = 0;
-      writeBatch(scratch, part);
-      const batch = Buffer.from(scratch.written);
+      const bytes = new Bytes(roomOf(part));
+      writeBatch(bytes, part);
+      const batch = bytes.written;
       const records = await zip(batch.subarray(BATCH_HEAD_BYTES));
       zipped.set(part, finishBatch(Buffer.concat([batch.subarray(0, BATCH_HEAD_BYTES), records]), GZIP));
     }
@@ -174,14 +185,15 @@ async function zipParts(parts: readonly Part<OutgoingMessage>[]): Promise<Map<Pa
   return zipped;
 }
 
-/** Bytes of a part, about: most texts have one a unit. */
+/** Bytes of a part, at most. */
 function roomOf({ topic, messages }: Part<OutgoingMessage>): number {
-  return topic.length + BATCH_HEAD_BYTES + sizeOf(messages) + messages.length * (RECORD_HEAD_BYTES + HEADERS.length);
+  const head = BYTES_PER_UNIT * topic.length + 2 * LENGTH_BYTES + BATCH_HEAD_BYTES;
+  return head + sizeOf(messages) + messages.length * (RECORD_HEAD_BYTES + HEADERS.length);
 }
 
 function sizeOf(messages: readonly OutgoingMessage[]): number {
   let size = 0;
-  for (const { key, value } of messages) size += key.length + value.length;
+  for (const { key, value } of messages) size += BYTES_PER_UNIT * key.length + value.length;
   return size;
 }
 
@@ -193,11 +205,17 @@ function writeBatch(bytes: Bytes, { messages, dated }: Part<OutgoingMessage>): v
   let last = first;
   bytes.room(BATCH_HEAD_BYTES);
   bytes.at += BATCH_HEAD_BYTES;
+  // Those of one topic mostly have one key.
+  let [key, keyBytes] = ["", Buffer.alloc(0)];
   for (let i = 0; i < messages.length; i++) {
     const message = messages[i]!;
     const timestamp = dated ? now : message.timestamp;
     if (timestamp > last) last = timestamp;
-    writeRecord(bytes, message, { offset: i, since: timestamp - first });
+    if (message.key !== key) {
+      key = message.key;
+      keyBytes = Buffer.from(key);
+    }
+    writeRecord(bytes, { key: keyBytes, value: message.value, offset: i, since: timestamp - first });
   }
   const head = bytes.room(0).subarray(begin, bytes.at);
   head.writeInt32BE(NOT_KNOWN, LENGTH_FROM);
@@ -222,32 +240,24 @@ function finishBatch(batch: Buffer, attributes: number): Buffer {
 
 function writeRecord(
   bytes: Bytes,
-  { key, value }: OutgoingMessage,
-  { offset, since }: { offset: number; since: number },
+  { key, value, offset, since }: { key: Uint8Array; value: Uint8Array; offset: number; since: number },
 ): void {
-  const buffer = bytes.room(
-    RECORD_HEAD_BYTES + BEFORE_VALUE_BYTES + BYTES_PER_UNIT * (key.length + value.length) + HEADERS.length,
-  );
-  // Texts stand before the numbers that tell their lengths, and move to their places then.
-  const keyAt = bytes.at + RECORD_HEAD_BYTES;
-  const keyBytes = utf8.encodeInto(key, buffer.subarray(keyAt)).written;
-  const valueAt = keyAt + keyBytes + BEFORE_VALUE_BYTES;
-  const valueBytes = utf8.encodeInto(value, buffer.subarray(valueAt)).written;
+  const buffer = bytes.room(RECORD_HEAD_BYTES + key.length + value.length + HEADERS.length);
   const sinceZigzag = zigzag(since);
   const offsetZigzag = zigzag(offset);
-  const keyZigzag = zigzag(keyBytes);
-  const valueZigzag = zigzag(valueBytes);
-  const length = 1 + varintBytes(sinceZigzag) + varintBytes(offsetZigzag) + varintBytes(keyZigzag) + keyBytes +
-    varintBytes(valueZigzag) + valueBytes + HEADERS.length;
+  const keyZigzag = zigzag(key.length);
+  const valueZigzag = zigzag(value.length);
+  const length = 1 + varintBytes(sinceZigzag) + varintBytes(offsetZigzag) + varintBytes(keyZigzag) + key.length +
+    varintBytes(valueZigzag) + value.length + HEADERS.length;
   let at = writeVarint(buffer, zigzag(length), bytes.at);
   buffer[at++] = 0;
   at = writeVarint(buffer, sinceZigzag, at);
   at = writeVarint(buffer, offsetZigzag, at);
   at = writeVarint(buffer, keyZigzag, at);
-  buffer.copyWithin(at, keyAt, keyAt + keyBytes);
-  at = writeVarint(buffer, valueZigzag, at + keyBytes);
-  buffer.copyWithin(at, valueAt, valueAt + valueBytes);
-  at += valueBytes;
+  buffer.set(key, at);
+  at = writeVarint(buffer, valueZigzag, at + key.length);
+  buffer.set(value, at);
+  at += value.length;
   buffer.set(HEADERS, at);
   bytes.at = at + HEADERS.length;
 }

@@ -5,7 +5,7 @@ import type { PublishSettings } from "./config.ts";
 import type { Log } from "./log.ts";
 import { partitionOf } from "./partition.ts";
 import type { Part } from "./produce_request.ts";
-import type { OutgoingMessage } from "./spool.ts";
+import type { OutgoingMessage } from "./spool_file.ts";
 import { asConfigError } from "./trust.ts";
 
 /** A broker takes 1 MB a partition and request unless told otherwise; metrics of one topic are sent in parts of this. */

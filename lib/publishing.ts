@@ -5,7 +5,8 @@ import { type Delay, Publisher, type PublishResult } from "./publisher.ts";
 import type { Log } from "./log.ts";
 import { retryForever } from "./retry.ts";
 import { sleepUntilAborted, whenAborted } from "./schedule.ts";
-import type { Spool, SpooledMessage } from "./spool.ts";
+import type { Spool } from "./spool.ts";
+import type { SpooledMessage } from "./spool_file.ts";
 
 /** Options of {@linkcode Publishing}. */
 export interface PublishingOptions {

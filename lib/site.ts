@@ -15,6 +15,10 @@ export interface Site extends Timing {
   readonly name: string;
   /** Address, without user and password. */
   readonly url: string;
+  /** Its host, with the port where that is another than usual. */
+  readonly host: string;
+  /** Its host alone. */
+  readonly hostname: string;
   /** What is asked of it. */
   readonly request: RequestSettings;
   /** How it is connected to. */
@@ -127,6 +131,8 @@ export async function createSite(site: SiteSource, identity: Identity): Promise<
   return {
     name: site.name,
     url: address,
+    host: url.host,
+    hostname: url.hostname,
     request,
     client,
     limits,

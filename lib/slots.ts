@@ -37,13 +37,30 @@ export class Slots {
 
   /** Does something as soon as there is room, in the order of the calls; what waits for its host takes no room from others. */
   async run<T>(host: string, work: () => Promise<T>): Promise<T> {
+    const room = this.take(host);
+    // Where there is room, it begins at once.
+    if (room !== undefined) await room;
+    return await this.use(host, work);
+  }
+
+  /**
+   * Takes a slot as soon as there is room, which {@linkcode Slots.use} gives back.
+   *
+   * @returns What is to be waited for; undefined where there is room.
+   */
+  take(host: string): Promise<void> | undefined {
     let ofHost = this.#hosts.get(host);
     if (ofHost === undefined) this.#hosts.set(host, ofHost = new Places(this.#maxPerHost));
-    if (!ofHost.take()) await ofHost.next();
-    if (!this.#all.take()) await this.#all.next();
+    if (ofHost.take()) return this.#all.take() ? undefined : this.#all.next();
+    return ofHost.next().then(() => this.#all.take() ? undefined : this.#all.next());
+  }
+
+  /** Does something in a slot that was taken. */
+  async use<T>(host: string, work: () => Promise<T>): Promise<T> {
     try {
       return await work();
     } finally {
+      const ofHost = this.#hosts.get(host)!;
       this.#all.free();
       ofHost.free();
       if (ofHost.areFree) this.#hosts.delete(host);

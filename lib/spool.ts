@@ -1,40 +1,21 @@
 import { Buffer } from "node:buffer";
-import { dirname } from "node:path";
-import { DatabaseSync, type StatementSync } from "node:sqlite";
 import type { SpoolSettings } from "./config.ts";
-import { ConfigError, errorMessage } from "./error.ts";
+import { errorMessage } from "./error.ts";
 import type { Log } from "./log.ts";
-
-/** Ways to write the spool: what a power cut may cost, see {@linkcode SpoolOptions.sync}. */
-export type SpoolSync = "normal" | "full";
-
-/** A message on its way to Kafka. */
-export interface OutgoingMessage {
-  /** Topic. */
-  readonly topic: string;
-  /** Key: the site's name. */
-  readonly key: string;
-  /** Value: the metric, encoded. */
-  readonly value: string;
-  /** Record's timestamp, in ms since 1970. */
-  readonly timestamp: number;
-}
-
-/** A message in the spool. */
-export interface SpooledMessage extends OutgoingMessage {
-  /** Its place; later ones have greater numbers. */
-  readonly sequence: number;
-  /** Room that it takes. */
-  readonly bytes: number;
-}
-
-/** A message that Kafka will never take as it is. */
-export interface RefusedMessage extends SpooledMessage {
-  /** Why. */
-  readonly reason: string;
-  /** When, in ms since 1970. */
-  readonly refusedAt: number;
-}
+import {
+  FIRST_ROW,
+  isDamage,
+  lockSpool,
+  openError,
+  type OutgoingMessage,
+  type Removal,
+  type Row,
+  sequencesByRow,
+  type SpooledMessage,
+  SpoolFile,
+  type SpoolSync,
+  type UnsavedMessage,
+} from "./spool_file.ts";
 
 /** Options of {@linkcode Spool}. */
 export interface SpoolOptions {
@@ -80,29 +61,10 @@ const MAX_NEWEST = 10_000;
 const MAX_NEWEST_BYTES = 8 * 1024 * 1024;
 /** Checks that end within this time share a transaction. */
 const COMMIT_DELAY_MS = 5;
-/** A command of another process, which moves messages, is waited for. */
-const BUSY_TIMEOUT_MS = 5_000;
 const EXPIRY_INTERVAL_MS = 1_000;
-/** Pages of the write-ahead log (16 MB) before they go to their places, which waits for the disk, and all checks with it. */
-const LOG_PAGES = 4_000;
-/** Pages that are given back to the file system at a time, when the spool is empty. */
-const VACUUM_PAGES = 2_000;
 /** While something goes on, a line every so often. */
 const REPORT_EVERY_MS = 15_000;
-const MEMORY = ":memory:";
 const NONE: ReadonlySet<string> = new Set();
-
-const SCHEMA = `
-  CREATE TABLE IF NOT EXISTS message (
-    sequence INTEGER PRIMARY KEY,
-    topic TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, timestamp INTEGER NOT NULL, bytes INTEGER NOT NULL
-  ) STRICT;
-  CREATE TABLE IF NOT EXISTS refused (
-    sequence INTEGER PRIMARY KEY,
-    topic TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, timestamp INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    reason TEXT NOT NULL, refusedAt INTEGER NOT NULL
-  ) STRICT`;
-
 /**
  * What has been checked and Kafka has not acknowledged yet: one path, whether the broker is there or not. On disk
  * (SQLite, write-ahead log) before it is sent, gone when it is acknowledged; a `kill -9` loses nothing of it.
@@ -117,21 +79,19 @@ export class Spool implements Disposable {
   #file: SpoolFile;
   #lock: Disposable | undefined;
   /** Messages that are not on disk yet. */
-  #pending: SpooledMessage[] = [];
+  #pending: UnsavedMessage[] = [];
   #pendingBytes = 0;
   readonly #newest = new Newest();
-  /** Acknowledged messages that could not be deleted yet. */
-  readonly #gone = new Set<number>();
+  /** Acknowledged messages that could not be deleted yet, by their numbers. */
+  readonly #gone = new Map<number, Pick<SpooledMessage, "row" | "sequence">>();
   #commitTimer: ReturnType<typeof setTimeout> | undefined;
   #size = 0;
   #bytes = 0;
   #refusedSize = 0;
   #refusedBytes = 0;
   #last = 0;
-  /** Of messages up to it, some may have been dropped. */
-  #droppedTo = 0;
-  /** All before it are of topics that are passed over. */
-  #from = 0;
+  /** All in the rows before it are of topics that are passed over. */
+  #from = FIRST_ROW;
   #except: ReadonlySet<string> = NONE;
   #expiredAt = 0;
   #added = Promise.withResolvers<void>();
@@ -169,8 +129,8 @@ export class Spool implements Disposable {
 
   /** Adds a message, which is on disk a moment later; where there is no room, the oldest go. */
   add({ topic, key, value, timestamp }: OutgoingMessage): void {
-    const bytes = Buffer.byteLength(topic) + Buffer.byteLength(key) + Buffer.byteLength(value);
-    this.#pending.push({ sequence: ++this.#last, topic, key, value, timestamp, bytes });
+    const bytes = Buffer.byteLength(topic) + Buffer.byteLength(key) + value.length;
+    this.#pending.push({ sequence: ++this.#last, topic, key, value, timestamp, bytes, row: 0 });
     this.#pendingBytes += bytes;
     this.#size++;
     this.#bytes += bytes;
@@ -183,8 +143,7 @@ export class Spool implements Disposable {
     this.#commitTimer = undefined;
     if (this.#pending.length === 0) return;
     this.#attempt(() => {
-      this.#file.insert(this.#pending);
-      this.#newest.add(this.#pending, this.#pendingBytes);
+      this.#newest.add(this.#file.insert(this.#pending));
       this.#pending = [];
       this.#pendingBytes = 0;
     });
@@ -193,32 +152,38 @@ export class Spool implements Disposable {
     this.#added = Promise.withResolvers();
   }
 
-  /** The oldest messages, in their order; the same again until they are deleted. */
+  /**
+   * The oldest messages, in their order; the same again until they are deleted. What was set aside and is to be tried again
+   * comes first.
+   */
   next(options: NextOptions): SpooledMessage[] {
     this.flush();
     this.#expire();
     this.#attempt(() => {
       if (this.#file.changed()) this.#count();
     });
-    const inMemory = this.#newest.messages.length + this.#pending.length === this.#size && this.#gone.size === 0;
-    const found = inMemory ? choose(this.#newest.messages, options) : this.#read(options);
-    if (found.length === options.limit || this.#pending.length === 0) return found;
-    return [...found, ...choose(this.#pending, { ...options, limit: options.limit - found.length })];
+    const isWanted = this.#filterOf(options);
+    const { limit } = options;
+    const inMemory = this.#newest.size + this.#pending.length === this.#size;
+    const found = inMemory
+      ? this.#newest.messages().filter(isWanted).take(limit).toArray()
+      : this.#read(options, isWanted);
+    if (found.length === limit || this.#pending.length === 0) return found;
+    return [...found, ...this.#pending.filter(isWanted).slice(0, limit - found.length)];
   }
 
   /** Forgets messages that Kafka has. */
   delete(messages: readonly SpooledMessage[]): void {
     if (messages.length === 0) return;
-    const sequences = new Set(messages.map(({ sequence }) => sequence));
-    if (this.#pending.length > 0) this.#forgetPending(sequences);
+    const sequences = sequencesByRow(messages);
+    this.#forgetPending(sequences.get(0));
+    sequences.delete(0);
     this.#attempt(() => {
-      this.#deleteFromFile(messages, sequences);
-      this.#newest.delete(sequences);
-      if (this.#gone.size > 0) this.#newest.delete(this.#gone);
+      this.#settle(this.#file.delete(this.#gone.size === 0 ? sequences : this.#withGone(messages), this.#newest.rows));
       this.#gone.clear();
       if (this.#size === 0) this.#file.shrink();
     }, () => {
-      for (const sequence of sequences) this.#gone.add(sequence);
+      for (const { row, sequence } of messages) if (row !== 0) this.#gone.set(sequence, { row, sequence });
       if (this.#gone.size === this.#size - this.#pending.length && this.#refusedSize === 0) this.#beginAnew();
     });
   }
@@ -228,11 +193,12 @@ export class Spool implements Disposable {
     if (messages.length === 0) return;
     const refusedAt = this.#now();
     this.#attempt(() => {
-      this.#file.refuse(messages.map(({ message, reason }) => ({ ...message, reason, refusedAt })));
-      const refused = new Set(messages.map(({ message }) => message.sequence));
-      this.#pending = this.#pending.filter(({ sequence }) => !refused.has(sequence));
-      this.#pendingBytes = this.#pending.reduce((sum, { bytes }) => sum + bytes, 0);
-      this.#count();
+      const aside = messages.map(({ message, reason }) => ({ ...message, reason, refusedAt }));
+      this.#settle(this.#file.refuse(aside, this.#newest.rows));
+      this.#forgetPending(new Set(aside.filter(({ row }) => row === 0).map(({ sequence }) => sequence)));
+      const { refusedSize, refusedBytes } = this.#file.count();
+      this.#refusedSize = refusedSize;
+      this.#refusedBytes = refusedBytes;
     });
     let dropped = 0;
     for (; this.#refusedBytes > this.#maxBytes * REFUSED_SHARE && this.#refusedSize > 1; dropped++) {
@@ -257,53 +223,44 @@ export class Spool implements Disposable {
   /** Closes the spool; what is in it stays. */
   [Symbol.dispose](): void {
     this.flush();
-    if (this.#gone.size > 0) this.#attempt(() => this.#file.delete([...this.#gone]));
-    this.#file.close();
+    if (this.#gone.size > 0) this.#attempt(() => this.#file.delete(this.#withGone([]), this.#newest.rows));
+    this.#file[Symbol.dispose]();
     this.#lock?.[Symbol.dispose]();
     this.#lock = undefined;
   }
 
   #open(): SpoolFile {
-    const sync = this.#options.sync ?? "normal";
     try {
-      return new SpoolFile(this.#path, sync);
+      return openFile(this.#path, this.#options);
     } catch (error) {
       if (!isDamage(error)) throw openError(this.#path, error);
       this.#setAside(error);
-      return new SpoolFile(this.#path, sync);
+      return openFile(this.#path, this.#options);
     }
   }
 
-  #read({ limit, except = NONE, only }: NextOptions): SpooledMessage[] {
+  /** Whether a message is to be sent now. */
+  #filterOf({ except = NONE, only }: NextOptions): (message: SpooledMessage) => boolean {
+    return ({ topic, sequence }) =>
+      !except.has(topic) && (only === undefined || only.has(topic)) && !this.#gone.has(sequence);
+  }
+
+  #read({ limit, except = NONE, only }: NextOptions, isWanted: (message: SpooledMessage) => boolean): SpooledMessage[] {
     if (only === undefined) {
-      if (!this.#except.isSubsetOf(except)) this.#from = 0;
+      if (!this.#except.isSubsetOf(except)) this.#from = FIRST_ROW;
       this.#except = new Set(except);
     }
     let found: SpooledMessage[] = [];
     this.#attempt(() => {
-      found = this.#file.select({ from: only === undefined ? this.#from : 0, limit, except, only, gone: this.#gone });
+      found = this.#file.select({ from: only === undefined ? this.#from : FIRST_ROW, limit, isWanted });
     });
-    if (only === undefined && found[0] !== undefined) this.#from = found[0].sequence;
+    if (only === undefined && found[0] !== undefined) this.#from = found[0].row;
     return found;
   }
 
-  /** @param sequences Those of the messages, but for some that were not in the file. */
-  #deleteFromFile(messages: readonly SpooledMessage[], sequences: ReadonlySet<number>): void {
-    let [first, last, bytes] = [Infinity, 0, 0];
-    for (const message of messages) {
-      if (message.sequence < first) first = message.sequence;
-      if (message.sequence > last) last = message.sequence;
-      bytes += message.bytes;
-    }
-    const isRun = sequences.size === messages.length && last - first + 1 === messages.length;
-    if (!isRun || first <= this.#droppedTo || this.#gone.size > 0) {
-      this.#removed(this.#file.delete([...this.#gone, ...sequences]));
-    } else if (this.#file.deleteRun(first, last) === messages.length) {
-      this.#size -= messages.length;
-      this.#bytes -= bytes;
-    } else {
-      this.#count();
-    }
+  /** Numbers of messages, and of those that could not be deleted, by row. */
+  #withGone(messages: readonly SpooledMessage[]): Map<number, Set<number>> {
+    return sequencesByRow([...this.#gone.values(), ...messages.filter(({ row }) => row !== 0)]);
   }
 
   /** Does something with the file. Where it is damaged, a new one is begun; where it can't be written, that is told. */
@@ -312,9 +269,9 @@ export class Spool implements Disposable {
       work();
     } catch (error) {
       if (isDamage(error)) {
-        this.#file.close();
+        this.#file[Symbol.dispose]();
         this.#setAside(error);
-        this.#file = new SpoolFile(this.#path, this.#options.sync ?? "normal");
+        this.#file = openFile(this.#path, this.#options);
         this.#gone.clear();
         this.#count();
         return;
@@ -325,7 +282,8 @@ export class Spool implements Disposable {
       while (this.#pendingBytes > MAX_PENDING_BYTES && this.#pending.length > 1) {
         const { bytes } = this.#pending.shift()!;
         this.#pendingBytes -= bytes;
-        this.#removed([bytes]);
+        this.#size--;
+        this.#bytes -= bytes;
         dropped++;
       }
       if (dropped > 0) this.#options.onDropped?.(dropped, "full");
@@ -334,7 +292,7 @@ export class Spool implements Disposable {
 
   /** A full disk does not even take that something goes. With nothing left in the file that counts, it goes itself. */
   #beginAnew(): void {
-    this.#file.close();
+    this.#file[Symbol.dispose]();
     for (const suffix of ["", "-wal", "-shm"]) {
       try {
         Deno.removeSync(this.#path + suffix);
@@ -342,7 +300,7 @@ export class Spool implements Disposable {
         if (!(error instanceof Deno.errors.NotFound)) throw error;
       }
     }
-    this.#file = new SpoolFile(this.#path, this.#options.sync ?? "normal");
+    this.#file = openFile(this.#path, this.#options);
     this.#gone.clear();
     this.#count();
   }
@@ -371,7 +329,7 @@ export class Spool implements Disposable {
     this.#refusedSize = refusedSize;
     this.#refusedBytes = refusedBytes;
     this.#last = Math.max(this.#last, last);
-    this.#from = 0;
+    this.#from = FIRST_ROW;
     this.#newest.clear();
   }
 
@@ -379,11 +337,13 @@ export class Spool implements Disposable {
   #makeRoom(): void {
     let dropped = 0;
     this.#attempt(() => {
-      while (this.#bytes + this.#refusedBytes > this.#maxBytes && this.#size > 1) {
-        const removed = this.#file.dropOldest(Math.max(1, Math.min(100, Math.floor(this.#size / 10))));
-        if (removed.length === 0) return;
-        this.#droppedOldest(removed);
-        dropped += removed.length;
+      for (;;) {
+        const bytes = this.#bytes + this.#refusedBytes - this.#maxBytes;
+        if (bytes <= 0 || this.#size < 2) return;
+        const removal = this.#file.dropOldest({ bytes, messages: this.#size - 1 });
+        if (removal.messages === 0) return;
+        this.#settle(removal);
+        dropped += removal.messages;
       }
     });
     if (dropped > 0) this.#options.onDropped?.(dropped, "full");
@@ -396,80 +356,95 @@ export class Spool implements Disposable {
     this.#expiredAt = now;
     const { maxAgeMs } = this.#options;
     this.#attempt(() => {
-      const removed = this.#file.dropOlder(now - maxAgeMs);
-      if (removed.length === 0) return;
-      this.#droppedOldest(removed);
-      this.#options.onDropped?.(removed.length, "old");
+      const removal = this.#file.dropOlder(now - maxAgeMs);
+      if (removal.messages === 0) return;
+      this.#settle(removal);
+      this.#options.onDropped?.(removal.messages, "old");
     });
   }
 
-  #droppedOldest(bytes: readonly number[]): void {
-    this.#removed(bytes);
-    this.#droppedTo = this.#last;
-    this.#newest.keep(this.#size - this.#pending.length);
-  }
-
-  /** Takes those that were acknowledged before they were on disk out of both lists. */
-  #forgetPending(sequences: Set<number>): void {
+  /** Takes those that were acknowledged before they were on disk off the list. */
+  #forgetPending(sequences: ReadonlySet<number> = new Set()): void {
+    if (sequences.size === 0) return;
     this.#pending = this.#pending.filter(({ sequence, bytes }) => {
-      if (!sequences.delete(sequence)) return true;
-      this.#removed([bytes]);
+      if (!sequences.has(sequence)) return true;
+      this.#size--;
+      this.#bytes -= bytes;
       this.#pendingBytes -= bytes;
       return false;
     });
   }
 
-  /** Counts messages that went; one that had gone before, for want of room, counts once. */
-  #removed(bytes: readonly number[]): void {
-    this.#size -= bytes.length;
-    for (const one of bytes) this.#bytes -= one;
+  /** Counts what went from the file. */
+  #settle({ messages, bytes, left }: Removal): void {
+    this.#size -= messages;
+    this.#bytes -= bytes;
+    this.#newest.replace(left);
   }
 }
 
-/** The newest messages of the file, in memory; none that is newer than one of them is missing. */
+function openFile(path: string, { sync = "normal" }: SpoolOptions): SpoolFile {
+  const file = new SpoolFile(path, sync);
+  try {
+    file.adopt();
+    return file;
+  } catch (error) {
+    file[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** The newest rows of the file, in memory; none that is newer than one of them is missing. */
 class Newest {
-  #messages: SpooledMessage[] = [];
+  readonly #rows = new Map<number, Row>();
+  #size = 0;
   #bytes = 0;
 
-  /** In their order. */
-  get messages(): readonly SpooledMessage[] {
-    return this.#messages;
+  /** By their numbers. */
+  get rows(): ReadonlyMap<number, Row> {
+    return this.#rows;
+  }
+
+  /** Messages in them. */
+  get size(): number {
+    return this.#size;
+  }
+
+  /** Messages in their order. */
+  messages(): IteratorObject<SpooledMessage, undefined> {
+    return this.#rows.values().flatMap((row) => row);
   }
 
   /** Adds what is newer than all others; where that is too much, none is kept. */
-  add(messages: readonly SpooledMessage[], bytes: number): void {
-    if (this.#messages.length + messages.length > MAX_NEWEST || this.#bytes + bytes > MAX_NEWEST_BYTES) {
-      this.clear();
-      return;
+  add(rows: readonly Row[]): void {
+    for (const row of rows) {
+      this.#rows.set(row[0]!.row, row);
+      this.#count(row, 1);
     }
-    this.#messages.push(...messages);
-    this.#bytes += bytes;
+    if (this.#size > MAX_NEWEST || this.#bytes > MAX_NEWEST_BYTES) this.clear();
   }
 
-  delete(sequences: ReadonlySet<number>): void {
-    this.#messages = this.#messages.filter(({ sequence, bytes }) => {
-      if (!sequences.has(sequence)) return true;
-      this.#bytes -= bytes;
-      return false;
-    });
-  }
-
-  /** Forgets the oldest, until there are this many at most. */
-  keep(size: number): void {
-    const surplus = this.#messages.length - size;
-    if (surplus <= 0) return;
-    for (const { bytes } of this.#messages.splice(0, surplus)) this.#bytes -= bytes;
+  /** Keeps of rows what is left of them. */
+  replace(left: ReadonlyMap<number, Row>): void {
+    for (const [number, row] of left) {
+      const before = this.#rows.get(number);
+      if (before === undefined) continue;
+      this.#count(before, -1);
+      this.#count(row, 1);
+      if (row.length === 0) this.#rows.delete(number);
+      else this.#rows.set(number, row);
+    }
   }
 
   clear(): void {
-    this.#messages = [];
-    this.#bytes = 0;
+    this.#rows.clear();
+    this.#size = this.#bytes = 0;
   }
-}
 
-function choose(messages: readonly SpooledMessage[], { limit, except = NONE, only }: NextOptions): SpooledMessage[] {
-  if (except.size === 0 && only === undefined) return messages.slice(0, limit);
-  return messages.filter(({ topic }) => !except.has(topic) && (only?.has(topic) ?? true)).slice(0, limit);
+  #count(row: Row, times: 1 | -1): void {
+    this.#size += times * row.length;
+    for (const { bytes } of row) this.#bytes += times * bytes;
+  }
 }
 
 /**
@@ -543,274 +518,4 @@ function nowAndThen(tell: (text: string) => void): (text: string) => void {
     quietUntil = performance.now() + REPORT_EVERY_MS;
     tell(text);
   };
-}
-
-interface SelectOptions {
-  readonly from: number;
-  readonly limit: number;
-  readonly except: ReadonlySet<string>;
-  readonly only: ReadonlySet<string> | undefined;
-  readonly gone: ReadonlySet<number>;
-}
-
-interface Counts {
-  readonly size: number;
-  readonly bytes: number;
-  readonly refusedSize: number;
-  readonly refusedBytes: number;
-  readonly last: number;
-}
-
-const COLUMNS = "sequence, topic, key, value, timestamp, bytes";
-
-/** The SQL of the spool; all of it throws what SQLite does. */
-class SpoolFile {
-  readonly #database: DatabaseSync;
-  readonly #insert: StatementSync;
-  readonly #select: StatementSync;
-  readonly #selectSome: StatementSync;
-  readonly #delete: StatementSync;
-  readonly #deleteRun: StatementSync;
-  readonly #refuse: StatementSync;
-  readonly #version: StatementSync;
-  #seenVersion: number;
-
-  constructor(path: string, sync: SpoolSync) {
-    if (path !== MEMORY && dirname(path) !== ".") Deno.mkdirSync(dirname(path), { recursive: true });
-    this.#database = new DatabaseSync(path, { timeout: BUSY_TIMEOUT_MS });
-    try {
-      this.#database.exec(`
-        PRAGMA auto_vacuum = INCREMENTAL;
-        PRAGMA journal_mode = WAL;
-        PRAGMA synchronous = ${sync};
-        PRAGMA wal_autocheckpoint = ${LOG_PAGES}`);
-      // It reads every page: a quarter of a second for 400 MB, and better now than in the middle.
-      const check = this.#database.prepare("PRAGMA quick_check(1)").get() as { quick_check: string };
-      if (check.quick_check !== "ok") throw new DamageError(check.quick_check);
-      this.#database.exec(SCHEMA);
-      this.#insert = this.#database.prepare("INSERT INTO message VALUES (?, ?, ?, ?, ?, ?)");
-      this.#select = this.#database.prepare(
-        `SELECT ${COLUMNS} FROM message WHERE sequence >= ? ORDER BY sequence LIMIT ?`,
-      );
-      this.#selectSome = this.#database.prepare(
-        `SELECT ${COLUMNS} FROM message WHERE sequence >= ?1 AND topic NOT IN (SELECT value FROM json_each(?2))
-           AND (?3 IS NULL OR topic IN (SELECT value FROM json_each(?3)))
-           AND sequence NOT IN (SELECT value FROM json_each(?4))
-         ORDER BY sequence LIMIT ?5`,
-      );
-      this.#delete = this.#database.prepare(
-        "DELETE FROM message WHERE sequence IN (SELECT value FROM json_each(?)) RETURNING bytes",
-      );
-      this.#deleteRun = this.#database.prepare("DELETE FROM message WHERE sequence BETWEEN ? AND ?");
-      this.#refuse = this.#database.prepare("INSERT OR REPLACE INTO refused VALUES (?, ?, ?, ?, ?, ?, ?, ?)");
-      this.#version = this.#database.prepare("PRAGMA data_version");
-      this.#seenVersion = this.#dataVersion();
-    } catch (error) {
-      this.#database.close();
-      throw error;
-    }
-  }
-
-  insert(messages: readonly SpooledMessage[]): void {
-    this.#transaction(() => {
-      for (const { sequence, topic, key, value, timestamp, bytes } of messages) {
-        this.#insert.run(sequence, topic, key, value, timestamp, bytes);
-      }
-    });
-  }
-
-  select({ from, limit, except, only, gone }: SelectOptions): SpooledMessage[] {
-    const rows = except.size === 0 && only === undefined && gone.size === 0
-      ? this.#select.all(from, limit)
-      : this.#selectSome.all(from, json(except), only === undefined ? null : json(only), json(gone), limit);
-    return rows as unknown as SpooledMessage[];
-  }
-
-  /** Deletes messages. @returns Bytes of each that was there. */
-  delete(sequences: readonly number[]): number[] {
-    return bytesOf(this.#delete.all(JSON.stringify(sequences)));
-  }
-
-  /** Deletes all messages from one to another. @returns How many there were. */
-  deleteRun(first: number, last: number): number {
-    return Number(this.#deleteRun.run(first, last).changes);
-  }
-
-  refuse(messages: readonly RefusedMessage[]): void {
-    this.#transaction(() => {
-      for (const message of messages) this.#refuse.run(...valuesOf(message), message.reason, message.refusedAt);
-      this.#delete.all(JSON.stringify(messages.map(({ sequence }) => sequence)));
-    });
-  }
-
-  dropOldest(messages: number): number[] {
-    return bytesOf(
-      this.#database.prepare(
-        "DELETE FROM message WHERE sequence IN (SELECT sequence FROM message ORDER BY sequence LIMIT ?) RETURNING bytes",
-      ).all(messages),
-    );
-  }
-
-  /** Drops the oldest that are older than a time, up to the first that is not. */
-  dropOlder(timestamp: number): number[] {
-    return bytesOf(
-      this.#database.prepare(
-        `DELETE FROM message WHERE sequence < coalesce(
-           (SELECT sequence FROM message WHERE timestamp >= ? ORDER BY sequence LIMIT 1),
-           (SELECT max(sequence) + 1 FROM message)) RETURNING bytes`,
-      ).all(timestamp),
-    );
-  }
-
-  dropRefused(): number | undefined {
-    const [bytes] = bytesOf(
-      this.#database.prepare(
-        "DELETE FROM refused WHERE sequence = (SELECT min(sequence) FROM refused) RETURNING bytes",
-      ).all(),
-    );
-    return bytes;
-  }
-
-  count(): Counts {
-    return this.#database.prepare(
-      `SELECT waiting.*, aside.*, max(waiting_last, aside_last) AS last FROM
-         (SELECT count(*) AS size, coalesce(sum(bytes), 0) AS bytes, coalesce(max(sequence), 0) AS waiting_last
-          FROM message) AS waiting,
-         (SELECT count(*) AS refusedSize, coalesce(sum(bytes), 0) AS refusedBytes,
-            coalesce(max(sequence), 0) AS aside_last FROM refused) AS aside`,
-    ).get() as unknown as Counts;
-  }
-
-  /** Whether another process has written since the last call. */
-  changed(): boolean {
-    const version = this.#dataVersion();
-    const changed = version !== this.#seenVersion;
-    this.#seenVersion = version;
-    return changed;
-  }
-
-  /** Gives room back to the file system, a part at a time. */
-  shrink(): void {
-    this.#database.prepare(`PRAGMA incremental_vacuum(${VACUUM_PAGES})`).all();
-  }
-
-  *refused(): Generator<RefusedMessage> {
-    yield* this.#database.prepare(
-      `SELECT ${COLUMNS}, reason, refusedAt FROM refused ORDER BY sequence`,
-    ).iterate() as unknown as Iterable<RefusedMessage>;
-  }
-
-  retryRefused(): number {
-    let retried = 0;
-    this.#transaction(() => {
-      this.#database.exec(`INSERT INTO message SELECT ${COLUMNS} FROM refused`);
-      retried = Number(this.#database.prepare("DELETE FROM refused").run().changes);
-    });
-    return retried;
-  }
-
-  close(): void {
-    this.#database.close();
-  }
-
-  #dataVersion(): number {
-    return (this.#version.get() as { data_version: number }).data_version;
-  }
-
-  #transaction(work: () => void): void {
-    this.#database.exec("BEGIN IMMEDIATE");
-    try {
-      work();
-      this.#database.exec("COMMIT");
-    } catch (error) {
-      if (this.#database.isTransaction) this.#database.exec("ROLLBACK");
-      throw error;
-    }
-  }
-}
-
-/**
- * What a spool has set aside, the oldest first; also while a producer runs.
- *
- * @throws {ConfigError} when there is no spool, or it can't be opened.
- */
-export function* listRefused(path: string): Generator<RefusedMessage> {
-  using file = openExisting(path);
-  yield* file.file.refused();
-}
-
-/**
- * Puts what a spool has set aside back among what waits; also while a producer runs, which then sends it.
- *
- * @returns Messages that were put back.
- * @throws {ConfigError} when there is no spool, or it can't be opened.
- */
-export function retryRefused(path: string): number {
-  using file = openExisting(path);
-  return file.file.retryRefused();
-}
-
-function openExisting(path: string): Disposable & { readonly file: SpoolFile } {
-  try {
-    Deno.statSync(path);
-    const file = new SpoolFile(path, "normal");
-    return { file, [Symbol.dispose]: () => file.close() };
-  } catch (error) {
-    throw openError(path, error);
-  }
-}
-
-/** Makes sure that one process at a time has a spool; the system lets go of it when we end, however we end. */
-function lockSpool(path: string): Disposable | undefined {
-  if (path === MEMORY) return undefined;
-  try {
-    if (dirname(path) !== ".") Deno.mkdirSync(dirname(path), { recursive: true });
-    const file = Deno.openSync(`${path}.lock`, { create: true, read: true, write: true });
-    if (file.tryLockSync(true)) {
-      file.truncateSync();
-      file.writeSync(new TextEncoder().encode(`${Deno.pid}\n`));
-      return file;
-    }
-    file.close();
-  } catch (error) {
-    throw openError(path, error);
-  }
-  throw new ConfigError(
-    `Cannot open the spool '${path}': process ${Deno.readTextFileSync(`${path}.lock`).trim()} uses it; expected one ` +
-      `producer at a time, or another spool_path of [producer], --spool-path or SPOOL_PATH`,
-  );
-}
-
-function openError(path: string, error: unknown): ConfigError {
-  const reason = error instanceof Deno.errors.NotCapable
-    ? `expected a path in the folder that the program may write to (./spool), or to be started with ` +
-      `--allow-write=${dirname(path)}; ${error.message.replace(/, run again.*/s, "")}`
-    : error instanceof Deno.errors.NotFound
-    ? "there is no such file"
-    : errorMessage(error).replace(/ \(os error \d+\)/, "");
-  return new ConfigError(`Cannot open the spool '${path}' (spool_path of [producer]): ${reason}`, { cause: error });
-}
-
-class DamageError extends Error {}
-
-/** SQLite's result codes of a file that is damaged (SQLITE_CORRUPT) or none of its own (SQLITE_NOTADB). */
-function isDamage(error: unknown): boolean {
-  if (error instanceof DamageError) return true;
-  if (!(error instanceof Error)) return false;
-  // exec() gives no code, only its text.
-  const code = "errcode" in error && typeof error.errcode === "number" ? error.errcode & 0xff : undefined;
-  return code === 11 || code === 26 || /malformed|not a database/.test(error.message);
-}
-
-function valuesOf(message: SpooledMessage): [number, string, string, string, number, number] {
-  const { sequence, topic, key, value, timestamp, bytes } = message;
-  return [sequence, topic, key, value, timestamp, bytes];
-}
-
-function bytesOf(rows: unknown[]): number[] {
-  return (rows as { bytes: number }[]).map(({ bytes }) => bytes);
-}
-
-function json(set: ReadonlySet<unknown>): string {
-  return JSON.stringify([...set]);
 }

@@ -1,3 +1,5 @@
+import { type Entry, LinkedList } from "./linked_list.ts";
+
 /**
  * Calls something after a time, unless it is let go of before. Those of one length come due in the order in which they
  * began, so that one timer of the runtime does for all: one for each check that nearly never comes due costs it 4 µs.
@@ -15,7 +17,7 @@
  */
 export class Timer implements Disposable {
   readonly #queue: Queue;
-  readonly #entry: Entry;
+  readonly #entry: Entry<Waiting>;
 
   /** Begins at once; times in ms. */
   constructor(ms: number, call: () => void) {
@@ -29,63 +31,44 @@ export class Timer implements Disposable {
   }
 }
 
-/** A timer that waits, between those that come due before and after it. */
-interface Entry {
+interface Waiting {
   readonly dueAt: number;
-  /** null once it was called or let go of. */
-  call: (() => void) | null;
-  previous: Entry | null;
-  next: Entry | null;
+  readonly call: () => void;
 }
 
-/** Timers of one length, linked to each other: the table of a `Map` would be made anew again and again. */
+/** Timers of one length. */
 class Queue {
   readonly #ms: number;
-  #first: Entry | null = null;
-  #last: Entry | null = null;
+  readonly #waiting = new LinkedList<Waiting>();
   #timeout: ReturnType<typeof setTimeout> | undefined;
 
   constructor(ms: number) {
     this.#ms = ms;
   }
 
-  add(call: () => void): Entry {
-    const entry: Entry = { dueAt: performance.now() + this.#ms, call, previous: this.#last, next: null };
-    if (this.#last === null) this.#first = entry;
-    else this.#last.next = entry;
-    this.#last = entry;
+  add(call: () => void): Entry<Waiting> {
     this.#timeout ??= setTimeout(() => this.#callDue(), this.#ms);
-    return entry;
+    return this.#waiting.add({ dueAt: performance.now() + this.#ms, call });
   }
 
-  delete(entry: Entry): void {
-    if (entry.call === null) return;
-    this.#unlink(entry);
-    if (this.#first !== null) return;
+  delete(entry: Entry<Waiting>): void {
+    this.#waiting.delete(entry);
+    if (this.#waiting.first !== null) return;
     clearTimeout(this.#timeout);
     this.#timeout = undefined;
-  }
-
-  #unlink(entry: Entry): void {
-    const { previous, next } = entry;
-    if (previous === null) this.#first = next;
-    else previous.next = next;
-    if (next === null) this.#last = previous;
-    else next.previous = previous;
-    entry.call = entry.previous = entry.next = null;
   }
 
   #callDue(): void {
     this.#timeout = undefined;
     const now = performance.now();
-    for (let entry = this.#first; entry !== null; entry = this.#first) {
-      const { dueAt, call } = entry;
+    for (let entry = this.#waiting.first; entry !== null; entry = this.#waiting.first) {
+      const { dueAt, call } = entry.value;
       if (dueAt > now) {
         this.#timeout ??= setTimeout(() => this.#callDue(), dueAt - now);
         return;
       }
-      this.#unlink(entry);
-      call?.();
+      this.#waiting.delete(entry);
+      call();
     }
   }
 }

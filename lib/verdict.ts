@@ -1,11 +1,10 @@
-import { v7 as uuidv7 } from "uuid";
 import { hideAll, secretsOf } from "./secret.ts";
 import type { Site } from "./site.ts";
 import { excerptOf } from "./excerpt.ts";
 import type { Exchange } from "./exchange.ts";
 import { findUnmet, type SeenConnection, type TextAnswers } from "./expectation.ts";
 import { describeFailure } from "./failure.ts";
-import type { Metric } from "./metric.ts";
+import { isoTime, type Metric, metricId } from "./metric.ts";
 
 /** A connection that was looked at beside a check; null for what it did not come to. */
 export interface Connection extends SeenConnection {
@@ -61,9 +60,9 @@ export function judge(site: Site, exchange: Exchange, options: JudgeOptions): Me
   const secrets = isWell ? [] : secretsOf(site);
   const messages = [...(described === null ? [] : [described.message]), ...unmet.map(({ message }) => message)];
   return {
-    id: uuidv7({ msecs: occurredAt.getTime() }),
-    occurred_at: occurredAt.toISOString(),
-    scheduled_at: scheduledAt.toISOString(),
+    id: metricId(occurredAt.getTime()),
+    occurred_at: isoTime(occurredAt.getTime()),
+    scheduled_at: isoTime(scheduledAt.getTime()),
     name: site.name,
     url: site.url,
     method: site.request.method,

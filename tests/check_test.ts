@@ -29,6 +29,8 @@ function siteOf(url: string, { regex = null, expectations, ...settings }: SiteCh
   return {
     name: "site",
     url,
+    host: new URL(url).host,
+    hostname: new URL(url).hostname,
     request: DEFAULT_REQUEST,
     client: DEFAULT_CLIENT,
     limits: DEFAULT_LIMITS,

@@ -872,6 +872,8 @@ Deno.test.each([{ args: ["--url", "https://a.org/"] }, { env: { URL: "https://a.
     assert.deepEqual(sites, [{
       name: "a.org",
       url: "https://a.org/",
+      host: "a.org",
+      hostname: "a.org",
       request: DEFAULT_REQUEST,
       client: DEFAULT_CLIENT,
       limits: DEFAULT_LIMITS,
@@ -906,6 +908,8 @@ Deno.test("readProducerConfig() takes NAME, REGEX and INTERVAL beside a URL, fla
   assert.deepEqual(site, {
     name: "n",
     url: "http://env/",
+    host: "env",
+    hostname: "env",
     request: DEFAULT_REQUEST,
     client: DEFAULT_CLIENT,
     limits: DEFAULT_LIMITS,

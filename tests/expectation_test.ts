@@ -24,6 +24,8 @@ function siteOf(url: string, expectations: Partial<Expectations>, settings: Part
   return {
     name: "site",
     url,
+    host: new URL(url).host,
+    hostname: new URL(url).hostname,
     request: DEFAULT_REQUEST,
     client: DEFAULT_CLIENT,
     limits: DEFAULT_LIMITS,

@@ -24,6 +24,8 @@ function siteOf(
   return {
     name: "site",
     url,
+    host: new URL(url).host,
+    hostname: new URL(url).hostname,
     request: DEFAULT_REQUEST,
     client: DEFAULT_CLIENT,
     limits: { ...DEFAULT_LIMITS, connectTimeoutMs },

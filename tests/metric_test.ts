@@ -11,6 +11,7 @@ import {
   type KafkaMessage,
   type Metric,
   MetricError,
+  metricId,
 } from "../lib/metric.ts";
 import { PAGES } from "../local/docs.ts";
 
@@ -332,6 +333,24 @@ Deno.test("decodeMetric() gives messages of the Python program different identit
     messageOf(JSON.stringify(OLD), { timestamp: 0 }),
   ];
   assert.equal(new Set(messages.map((message) => decodeMetric(message).id)).size, messages.length);
+});
+
+Deno.test("metricId() makes a UUID of version 7 of a time, another one each time", () => {
+  const time = Date.UTC(2026, 0, 2, 3, 4, 5, 678);
+  const ids = Array.from({ length: 1_000 }, () => metricId(time));
+  assert.equal(new Set(ids).size, 1_000);
+  for (const id of ids) {
+    assert.ok(validate(id) && version(id) === 7, id);
+    assert.equal(parseInt(id.replace("-", "").slice(0, 12), 16), time);
+  }
+  assert.ok(metricId(time) < metricId(time + 1));
+  assert.ok(validate(metricId(0)) && validate(metricId(Date.UTC(9999, 11, 31))));
+});
+
+Deno.test("isoTime() writes each millisecond, one second after the other and back", () => {
+  for (const time of [0, 999, 1_000, 1_767_323_045_678, 1_767_323_045_007, 1_767_323_046_000, 1_767_323_045_999.9]) {
+    assert.equal(isoTime(time), new Date(time).toISOString());
+  }
 });
 
 Deno.test.each([

@@ -132,7 +132,7 @@ async function importsOf(path: string, found: Set<string> = new Set()): Promise<
   if (found.has(path)) return found;
   found.add(path);
   if (!path.endsWith(".ts")) return found;
-  for (const [, specifier] of (await read(path)).matchAll(/^(?:import|export)\b[^;]*?"([^"]+)"/gm)) {
+  for (const [, specifier] of (await read(path)).matchAll(/^(?:import|export)\b(?:[^;"]*\bfrom)?\s*"([^"]+)"/gm)) {
     if (specifier!.startsWith("node:")) continue;
     if (!specifier!.startsWith(".")) found.add(specifier!);
     else await importsOf(new URL(specifier!, `file:///${path}`).pathname.slice(1), found);
@@ -171,14 +171,20 @@ Deno.test("task producer loads no native code, and asks nobody whether it may", 
   assert.ok(flagsOf("producer").includes("--deny-ffi"), "@platformatic/kafka tries a native checksum first");
 });
 
+/** Workers: they are no imports, and an executable would be without them. */
+function workersOf(program: string): string[] {
+  if (program !== "producer") return [];
+  return [...Deno.readDirSync(`${REPOSITORY}/lib`)].map(({ name }) => `lib/${name}`)
+    .filter((path) => path.endsWith("_worker.ts")).sort();
+}
+
 Deno.test("task compile gives each executable the flags of its program's task", () => {
   const commands = tasks["compile"]!.command.split(" && ").map((command) => command.split(" "));
   assert.deepEqual(
     commands,
     PROGRAMS.map((program) => [
       ..."deno compile --node-modules-dir=none --exclude-unused-npm".split(" "),
-      // A worker is no import, and would be left out.
-      ...(program === "producer" ? ["--include", "lib/evaluator_worker.ts"] : []),
+      ...workersOf(program).flatMap((path) => ["--include", path]),
       "--output",
       `dist/${program}`,
       // Of Deno's own messages: an executable has none.
@@ -253,16 +259,21 @@ Deno.test("docs/from-python.md has the statements that the consumer prints", asy
 
 // Image.
 
+/** What the programs and their workers import, from one another too. */
+async function programImports(): Promise<Set<string>> {
+  const files = PROGRAMS.flatMap((program) => [`${program}.ts`, ...workersOf(program)]);
+  return new Set((await Promise.all(files.map((file) => importsOf(file)))).flatMap((names) => [...names]));
+}
+
 Deno.test("Dockerfile leaves out the packages that the programs do not import, and no others", async () => {
-  const imported = new Set([...await importsOf("producer.ts"), ...await importsOf("consumer.ts")]);
+  const imported = await programImports();
   const spare = Object.keys(project.imports).filter((name) => !imported.has(name) && !name.startsWith("@types/"));
   const removed = dockerfile.find(({ args }) => args.startsWith("deno remove "))?.args.split(" ").slice(2);
   assert.deepEqual(removed?.sort(), spare.sort());
 });
 
 Deno.test("Dockerfile copies every file that the programs import, and .dockerignore lets it through", async () => {
-  const files = [...await importsOf("producer.ts"), ...await importsOf("consumer.ts")]
-    .filter((name) => /\.(?:ts|json)$/.test(name));
+  const files = [...await programImports()].filter((name) => /\.(?:ts|json)$/.test(name));
   const copied = dockerfile.filter(({ name, args }) => name === "COPY" && !args.startsWith("--from"))
     .flatMap(({ args }) => args.split(" ").slice(0, -1));
   const [all, ...passed] = (await read(".dockerignore")).split("\n").filter((line) => !/^(?:#|$)/.test(line));
@@ -273,11 +284,15 @@ Deno.test("Dockerfile copies every file that the programs import, and .dockerign
   }
 });
 
+Deno.test("Dockerfile prepares the programs and their workers", () => {
+  const cached = dockerfile.find(({ args }) => args.startsWith("deno cache "))?.args.split(" ").slice(3);
+  assert.deepEqual(cached, [...PROGRAMS.map((program) => `${program}.ts`), ...PROGRAMS.flatMap(workersOf)]);
+});
+
 Deno.test("Dockerfile runs tasks without root and without a shell between", () => {
   assert.match(lastOf("USER"), /^[1-9]\d*:[1-9]\d*$/);
   assert.deepEqual(JSON.parse(lastOf("ENTRYPOINT")), ["deno", "task", "--quiet"]);
   assert.ok(JSON.parse(lastOf("CMD"))[0] in tasks);
-  assert.ok(dockerfile.some(({ args }) => args === "deno cache --frozen producer.ts consumer.ts"));
   assert.deepEqual(
     dockerfile.filter(({ name }) => name === "WORKDIR").map(({ args }) => args),
     [workingFolder, workingFolder],

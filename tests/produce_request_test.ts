@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { type MessageRecord, produceV8, produceV9 } from "@platformatic/kafka";
 import { encodeProduceRequest, type Part } from "../lib/produce_request.ts";
-import type { OutgoingMessage } from "../lib/spool.ts";
+import type { OutgoingMessage } from "../lib/spool_file.ts";
 
 const HEADERS = new Map([["content-type", "application/json"], ["version", "1"]].map(([name, value]) => [
   Buffer.from(name!),
@@ -19,7 +19,12 @@ function partOf(topic: string, partition: number, messages: readonly [value: str
     topic,
     partition,
     dated: false,
-    messages: messages.map(([value, timestamp], i) => ({ topic, key: `${topic} ${i}`, value, timestamp })),
+    messages: messages.map(([value, timestamp], i) => ({
+      topic,
+      key: `${topic} ${i}`,
+      value: Buffer.from(value),
+      timestamp,
+    })),
   } satisfies Part<OutgoingMessage>;
 }
 

@@ -2,35 +2,24 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { setTimeout as delay } from "node:timers/promises";
 import { Kafka, logLevel, Partitioners, type Producer } from "kafkajs";
-import type { PublishSettings } from "../lib/config.ts";
 import { Publisher } from "../lib/publisher.ts";
-import type { Log } from "../lib/log.ts";
 import { Publishing } from "../lib/publishing.ts";
-import { type OutgoingMessage, retryRefused, Spool } from "../lib/spool.ts";
+import { Spool } from "../lib/spool.ts";
+import { type OutgoingMessage, retryRefused } from "../lib/spool_file.ts";
 import { startKafka } from "../local/kafka.ts";
-import { administer, eventually, readByConsole, setRule, testStack, uniqueName } from "./support.ts";
-
-/** A log whose lines a test can read. */
-function logOf(lines: string[]): Log {
-  const line = (message: string, properties: Record<string, unknown> = {}) =>
-    void lines.push(message.replaceAll(/\{(\w+)\}/g, (_, name) => String(properties[name])));
-  return { debug: () => {}, info: line, warn: line, error: line };
-}
-
-function settingsOf(
-  bootstrapServers: string,
-  newTopics: Partial<PublishSettings["newTopics"]> = {},
-): PublishSettings {
-  return {
-    bootstrapServers: [bootstrapServers],
-    tls: null,
-    sharedTopic: null,
-    newTopics: { partitions: null, replicationFactor: null, retentionMs: null, ...newTopics },
-  };
-}
+import {
+  administer,
+  eventually,
+  logOf,
+  publishSettings,
+  readByConsole,
+  setRule,
+  testStack,
+  uniqueName,
+} from "./support.ts";
 
 function messageOf(topic: string, value: string): OutgoingMessage {
-  return { topic, key: topic, value: JSON.stringify({ value }), timestamp: Date.now() };
+  return { topic, key: topic, value: Buffer.from(JSON.stringify({ value })), timestamp: Date.now() };
 }
 
 /** Text that gzip can't make much smaller. */
@@ -51,7 +40,7 @@ async function endOf(topic: string, server?: string): Promise<number> {
 Deno.test("Publisher makes topics with partitions, replication_factor and retention", async () => {
   const topic = uniqueName("made");
   const lines: string[] = [];
-  const settings = settingsOf(testStack().kafka, { partitions: 3, replicationFactor: 1, retentionMs: 86_400_000 });
+  const settings = publishSettings(testStack().kafka, { partitions: 3, replicationFactor: 1, retentionMs: 86_400_000 });
   await using publisher = new Publisher(settings, { log: logOf(lines) });
   const message = messageOf(topic, "1");
   assert.deepEqual(await publisher.publish([message]), { acknowledged: [message], refused: [], delayed: new Map() });
@@ -69,7 +58,7 @@ Deno.test("Publisher makes topics with partitions, replication_factor and retent
 
 Deno.test("Publisher puts each key where kafkajs did, in its order", async () => {
   const topic = uniqueName("partitions");
-  const settings = settingsOf(testStack().kafka, { partitions: 5 });
+  const settings = publishSettings(testStack().kafka, { partitions: 5 });
   await using publisher = new Publisher(settings, { log: logOf([]) });
   const keys = Array.from({ length: 40 }, (_, i) => `site.${i}`);
   const messages = [1, 2, 3].flatMap((round) => keys.map((key) => ({ ...messageOf(topic, `${key} ${round}`), key })));
@@ -78,7 +67,9 @@ Deno.test("Publisher puts each key where kafkajs did, in its order", async () =>
   const partitionMetadata = metadata.topics[0]!.partitions;
   const partitioner = Partitioners.DefaultPartitioner();
   const expected = Array(5).fill(0);
-  for (const { key, value } of messages) expected[partitioner({ topic, partitionMetadata, message: { key, value } })]++;
+  for (const { key, value } of messages) {
+    expected[partitioner({ topic, partitionMetadata, message: { key, value: Buffer.from(value) } })]++;
+  }
   const offsets = await administer((admin) => admin.fetchTopicOffsets(topic));
   assert.deepEqual(offsets.toSorted((a, b) => a.partition - b.partition).map(({ high }) => Number(high)), expected);
   const values = await valuesOf(topic, messages.length);
@@ -90,7 +81,9 @@ Deno.test("Publisher puts each key where kafkajs did, in its order", async () =>
 Deno.test("Publisher names a topic that can't be made, others go on", async () => {
   const [good, bad] = [uniqueName("good"), uniqueName("bad")];
   await administer((admin) => admin.createTopics({ topics: [{ topic: good }] }));
-  await using publisher = new Publisher(settingsOf(testStack().kafka, { replicationFactor: 5 }), { log: logOf([]) });
+  await using publisher = new Publisher(publishSettings(testStack().kafka, { replicationFactor: 5 }), {
+    log: logOf([]),
+  });
   const { acknowledged, refused, delayed } = await publisher.publish([messageOf(good, "1"), messageOf(bad, "1")]);
   assert.deepEqual([acknowledged.map(({ topic }) => topic), refused], [[good], []]);
   assert.match(delayed.get(bad)?.reason ?? "", /^it can't be made: .*replication/i);
@@ -101,7 +94,7 @@ Deno.test("Publisher splits what is too large for one request, and refuses only 
   await administer((admin) =>
     admin.createTopics({ topics: [{ topic, configEntries: [{ name: "max.message.bytes", value: "20000" }] }] })
   );
-  await using publisher = new Publisher(settingsOf(testStack().kafka), { log: logOf([]) });
+  await using publisher = new Publisher(publishSettings(testStack().kafka), { log: logOf([]) });
   const values = Array.from({ length: 20 }, (_, i) => `${i} ${noise(3_000)}`);
   values[7] = `7 ${noise(40_000)}`;
   const messages = [...values.map((value) => messageOf(topic, value)), messageOf(other, "1"), messageOf(other, "2")];
@@ -120,7 +113,7 @@ Deno.test("Publisher sends messages whose timestamp is refused with that of now"
       topics: [{ topic, configEntries: [{ name: "message.timestamp.before.max.ms", value: "60000" }] }],
     })
   );
-  await using publisher = new Publisher(settingsOf(testStack().kafka), { log: logOf([]) });
+  await using publisher = new Publisher(publishSettings(testStack().kafka), { log: logOf([]) });
   const old = { ...messageOf(topic, "old"), timestamp: Date.now() - 3_600_000 };
   const { acknowledged } = await publisher.publish([old]);
   assert.deepEqual(acknowledged, [old]);
@@ -130,7 +123,7 @@ Deno.test("Publisher sends messages whose timestamp is refused with that of now"
 
 Deno.test("Publisher gives messages of one request their own times, though they are months apart", async () => {
   const topic = uniqueName("months");
-  await using publisher = new Publisher(settingsOf(testStack().kafka), { log: logOf([]) });
+  await using publisher = new Publisher(publishSettings(testStack().kafka), { log: logOf([]) });
   const now = Date.now();
   const times = [now, now - 100 * 86_400_000, now - 1];
   await publisher.publish(times.map((timestamp) => ({ ...messageOf(topic, "any"), timestamp })));
@@ -143,7 +136,7 @@ Deno.test("Publishing holds up no topic for one that Kafka does not take now, an
   const lines: string[] = [];
   using spool = new Spool(":memory:");
   await using publishing = drained(
-    new Publishing(settingsOf(testStack().kafka, { replicationFactor: 5 }), { spool, log: logOf(lines) }),
+    new Publishing(publishSettings(testStack().kafka, { replicationFactor: 5 }), { spool, log: logOf(lines) }),
   );
   const add = (from: number) => {
     for (let i = from; i < from + 5; i++) for (const topic of [slow, good]) spool.add(messageOf(topic, `${i}`));
@@ -174,7 +167,7 @@ Deno.test("Publishing sets aside what is too large, says so once, and sends it w
     const lines: string[] = [];
     using spool = new Spool(`${folder}/spool.db`);
     await using publishing = drained(
-      new Publishing(settingsOf(testStack().kafka), { spool, log: logOf(lines) }),
+      new Publishing(publishSettings(testStack().kafka), { spool, log: logOf(lines) }),
     );
     const large = [noise(3_000), noise(3_000)];
     for (const value of ["1", large[0]!, "2", large[1]!, "3"]) spool.add(messageOf(topic, value));
@@ -201,7 +194,7 @@ Deno.test("Publisher goes on with other topics where one is not there and topics
   try {
     await using kafka = await startKafka({ folder, autoCreateTopics: false });
     await administer((admin) => admin.createTopics({ topics: [{ topic: "good" }] }), kafka.bootstrapServers);
-    const settings = settingsOf(kafka.bootstrapServers, { replicationFactor: 3 });
+    const settings = publishSettings(kafka.bootstrapServers, { replicationFactor: 3 });
     const lines: string[] = [];
     using spool = new Spool(":memory:");
     await using publishing = drained(new Publishing(settings, { spool, log: logOf(lines) }));
@@ -230,7 +223,7 @@ Deno.test("Publishing sets aside what it has no right to publish, and sends it w
     const lift = await setRule(server, { topic: "bad", operation: "WRITE", permission: "DENY" });
     const lines: string[] = [];
     using spool = new Spool(`${folder}/spool.db`);
-    await using publishing = drained(new Publishing(settingsOf(server), { spool, log: logOf(lines) }));
+    await using publishing = drained(new Publishing(publishSettings(server), { spool, log: logOf(lines) }));
     for (const value of ["1", "2"]) for (const topic of ["bad", "good"]) spool.add(messageOf(topic, value));
     await eventually(() => spool.size === 0);
     assert.deepEqual([spool.refusedSize, publishing.refused, await endOf("good", server)], [2, 2, 2]);
@@ -255,7 +248,7 @@ Deno.test("Publisher sends fifty topics once beside a deleted one, one that it m
     const good = Array.from({ length: 50 }, (_, i) => `good-${i}`);
     const topics = [...good, "gone", "forbidden"].map((topic) => ({ topic }));
     await administer((admin) => admin.createTopics({ topics }), server);
-    await using publisher = new Publisher(settingsOf(server), { log: logOf([]) });
+    await using publisher = new Publisher(publishSettings(server), { log: logOf([]) });
     const batch = (value: string) => [...good, "gone", "forbidden"].map((topic) => messageOf(topic, value));
     assert.equal((await publisher.publish(batch("1"))).acknowledged.length, 52);
     await administer((admin) => admin.deleteTopics({ topics: ["gone"] }), server);
@@ -285,7 +278,7 @@ Deno.test("Publishing loses nothing and keeps each topic's order where the broke
     const server = kafka.bootstrapServers;
     const topics = Array.from({ length: 50 }, (_, i) => `site-${i}`);
     using spool = new Spool(":memory:");
-    await using publishing = drained(new Publishing(settingsOf(server), { spool, log: logOf([]) }));
+    await using publishing = drained(new Publishing(publishSettings(server), { spool, log: logOf([]) }));
     let sent = 0;
     const send = async (rounds: number) => {
       for (const end = sent + rounds; sent < end; sent++) {
@@ -322,7 +315,7 @@ Deno.test("Publisher says at the first try that a certificate is not trusted, th
   const { kafkaSsl, certificates } = testStack();
   const ca = await Deno.readTextFile(`${certificates}/ca.pem`);
   for (const tls of [{}, { ca }]) {
-    await using publisher = new Publisher({ ...settingsOf(kafkaSsl), tls }, { log: logOf([]) });
+    await using publisher = new Publisher({ ...publishSettings(kafkaSsl), tls }, { log: logOf([]) });
     await assert.rejects(publisher.publish([messageOf("any", "1")]), {
       name: "ConfigError",
       message: /^Cannot connect to Kafka at 127\.0\.0\.1:\d+ over TLS: .*certificate/i,
@@ -333,7 +326,7 @@ Deno.test("Publisher says at the first try that a certificate is not trusted, th
 Deno.test("Publisher can be closed while brokers say nothing, and what is under way fails", async () => {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const accepted = listener.accept();
-  const publisher = new Publisher(settingsOf(`127.0.0.1:${listener.addr.port}`), { log: logOf([]) });
+  const publisher = new Publisher(publishSettings(`127.0.0.1:${listener.addr.port}`), { log: logOf([]) });
   const published = assert.rejects(publisher.publish([messageOf("any", "1")]));
   using connection = await accepted;
   await connection.read(new Uint8Array(100));
@@ -370,7 +363,7 @@ async function lostAfterFailure(
     const count = await endOf(topic);
     const there = new Set(count === 0 ? [] : await valuesOf(topic, count));
     const sent = [...acknowledged].filter((message) => message.topic === topic);
-    lost += sent.filter(({ value }) => !there.has(JSON.parse(value).value)).length;
+    lost += sent.filter(({ value }) => !there.has(JSON.parse(String(value)).value)).length;
   }
   return lost;
 }
@@ -385,7 +378,7 @@ Deno.test("kafkajs' idempotent producer loses acknowledged messages after one of
   await producer.connect();
   const lostByIdempotent = await lostAfterFailure(async (messages) => {
     try {
-      const topicMessages = messages.map(({ topic, value }) => ({ topic, messages: [{ value }] }));
+      const topicMessages = messages.map(({ topic, value }) => ({ topic, messages: [{ value: Buffer.from(value) }] }));
       await producer.sendBatch({ acks: -1, topicMessages });
       return new Set(messages);
     } catch {
@@ -394,7 +387,7 @@ Deno.test("kafkajs' idempotent producer loses acknowledged messages after one of
   });
   await producer.disconnect();
   assert.ok(lostByIdempotent > 0, "kafkajs has been mended: idempotent mode may be used");
-  await using publisher = new Publisher(settingsOf(testStack().kafka), { log: logOf([]) });
+  await using publisher = new Publisher(publishSettings(testStack().kafka), { log: logOf([]) });
   const lost = await lostAfterFailure(async (messages) => new Set((await publisher.publish(messages)).acknowledged));
   assert.equal(lost, 0);
 });

@@ -2,16 +2,21 @@ import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { fileURLToPath } from "node:url";
 import { ConfigError } from "../lib/error.ts";
-import { listRefused, type OutgoingMessage, retryRefused, Spool, type SpooledMessage } from "../lib/spool.ts";
+import { Spool } from "../lib/spool.ts";
+import { listRefused, type OutgoingMessage, retryRefused, type SpooledMessage } from "../lib/spool_file.ts";
 
 const NONE: ReadonlySet<string> = new Set();
 
 function messageOf(value: string, topic = "a"): OutgoingMessage {
-  return { topic, key: topic, value, timestamp: 1_767_323_045_678 };
+  return { topic, key: topic, value: new TextEncoder().encode(value), timestamp: 1_767_323_045_678 };
 }
 
 function values(spool: Spool, limit = 100, except = NONE): string[] {
-  return spool.next({ limit, except }).map(({ value }) => value);
+  return spool.next({ limit, except }).map(textOf);
+}
+
+function textOf({ value }: SpooledMessage): string {
+  return new TextDecoder().decode(value);
 }
 
 Deno.test("Spool gives messages back as they were added, the oldest first, again and again until they are deleted", () => {
@@ -21,7 +26,10 @@ Deno.test("Spool gives messages back as they were added, the oldest first, again
   assert.equal(spool.size, 3);
   for (let i = 0; i < 2; i++) {
     const next = spool.next({ limit: 100 });
-    assert.deepEqual(next.map(({ sequence: _, bytes: __, ...message }) => ({ ...message })), messages);
+    assert.deepEqual(
+      next.map(({ topic, key, value, timestamp }) => ({ topic, key, value: new Uint8Array(value), timestamp })),
+      messages,
+    );
     assert.ok(next.every(({ sequence }, i) => i === 0 || sequence > next[i - 1]!.sequence));
   }
   const [first, , third] = spool.next({ limit: 100 });
@@ -141,13 +149,13 @@ Deno.test("Spool gives the same from memory and from the file, whatever is added
     const next = spool.next(isOnly ? { limit, only: topics } : { limit, except: topics });
     assert.ok(next.every(({ topic }) => topics.has(topic) === isOnly));
     assert.ok(next.every(({ sequence }, i) => i === 0 || sequence > next[i - 1]!.sequence));
-    if (topics.size === 0) assert.deepEqual(next.map(({ value }) => value), expected.slice(0, limit));
+    if (topics.size === 0) assert.deepEqual(next.map(textOf), expected.slice(0, limit));
     assert.equal(spool.size, expected.length);
     // What was handed out before is acknowledged later, all or a part of it.
     if (random(2) === 0) {
       const part = random(3) === 0 ? handedOut.filter(() => random(2) === 0) : handedOut;
       spool.delete(part);
-      const deleted = new Set(part.map(({ value }) => value));
+      const deleted = new Set(part.map(textOf));
       expected = expected.filter((value) => !deleted.has(value));
     }
     handedOut = next;
@@ -229,11 +237,13 @@ Deno.test("Spool.next() gives nothing that a kill would lose", async () => {
   const { signal } = await runWithSpool(
     `
       const spool = new Spool(path + "/spool.db");
-      const add = (value) => spool.add({ topic: "a", key: "a", value: String(value), timestamp: 0 });
+      const add = (value) => {
+        spool.add({ topic: "a", key: "a", value: new TextEncoder().encode(String(value)), timestamp: 0 });
+      };
       for (let i = 0; i < 100; i++) add(i);
       spool.delete(spool.next({ limit: 10 }));
       add(100);
-      const given = spool.next({ limit: 1000 }).map(({ value }) => value);
+      const given = spool.next({ limit: 1000 }).map(({ value }) => new TextDecoder().decode(value));
       Deno.writeTextFileSync(path + "/given.json", JSON.stringify(given));
       add("not given");
       Deno.kill(Deno.pid, "SIGKILL");
@@ -254,12 +264,12 @@ Deno.test("Spool keeps a few MB in memory at most, however much waits for Kafka"
       using spool = new Spool(path + "/spool.db");
       for (const [messages, length] of [[20_000, 10_000], [100_000, 10], [40, 4_000_000]]) {
         for (let i = 0; i < messages; i++) {
-          spool.add({ topic: "a", key: "a", value: String(i).padEnd(length), timestamp: 0 });
+          spool.add({ topic: "a", key: "a", value: new TextEncoder().encode(String(i).padEnd(length)), timestamp: 0 });
           if (length > 1e6 || i % 20 === 0) spool.flush();
         }
         for (let seen = 0; spool.size > 0;) {
           const next = spool.next({ limit: length > 1e6 ? 2 : 500 });
-          if (next.length === 0 || next.some(({ value }, i) => Number(value) !== seen + i)) Deno.exit(1);
+          if (next.length === 0 || next.some(({ value }, i) => Number(new TextDecoder().decode(value)) !== seen + i)) Deno.exit(1);
           spool.delete(next);
           seen += next.length;
         }
@@ -362,7 +372,7 @@ Deno.test("Spool goes on in memory while the disk is full, and loses nothing", a
       assert.equal(spool.size, 20_000);
       const seen: string[] = [];
       for (let batch = spool.next({ limit: 500 }); batch.length > 0; batch = spool.next({ limit: 500 })) {
-        seen.push(...batch.map(({ value }) => value));
+        seen.push(...batch.map(textOf));
         spool.delete(batch);
         if (seen.length < 20_000) add(10);
       }
@@ -415,7 +425,7 @@ Deno.test("Spool.next() keeps to topics, and finds those again that were passed 
   using spool = new Spool(":memory:");
   for (let i = 0; i < 6; i++) spool.add(messageOf(`${i}`, `topic${i % 2}`));
   assert.deepEqual(values(spool, 9, new Set(["topic0"])), ["1", "3", "5"]);
-  assert.deepEqual(spool.next({ limit: 2, only: new Set(["topic0"]) }).map(({ value }) => value), ["0", "2"]);
+  assert.deepEqual(spool.next({ limit: 2, only: new Set(["topic0"]) }).map(textOf), ["0", "2"]);
   assert.deepEqual(values(spool, 9, new Set(["topic0", "topic1"])), []);
   spool.add(messageOf("6"));
   assert.deepEqual(values(spool, 9), ["0", "1", "2", "3", "4", "5", "6"]);
@@ -431,10 +441,13 @@ Deno.test("Spool.refuse() sets aside what listRefused() shows and retryRefused()
   assert.deepEqual([spool.size, spool.refusedSize], [2, 1]);
   assert.deepEqual(values(spool), ["1", "3"]);
   assert.deepEqual([...listRefused(path)].map((row) => ({ ...row })), [
-    { ...second!, reason: "too large", refusedAt: 1_767_323_099_000 },
+    {
+      ...{ sequence: second!.sequence, topic: "a", key: "a", value: "2", timestamp: second!.timestamp, bytes: 3 },
+      ...{ reason: "too large", refusedAt: 1_767_323_099_000 },
+    },
   ]);
   assert.equal(retryRefused(path), 1);
-  assert.deepEqual(values(spool), ["1", "2", "3"]);
+  assert.deepEqual(values(spool), ["2", "1", "3"]);
   assert.deepEqual([spool.size, spool.refusedSize], [3, 0]);
   assert.throws(() => retryRefused(`${folder.path}/none.db`), /there is no such file/);
 });
@@ -449,11 +462,11 @@ Deno.test("Spool.next() sees what retryRefused() puts back while what is new is 
   spool.delete([third!]);
   for (const value of ["4", "5"]) spool.add(messageOf(value));
   const handedOut = spool.next({ limit: 10 });
-  assert.deepEqual(handedOut.map(({ value }) => value), ["4", "5"]);
+  assert.deepEqual(handedOut.map(textOf), ["4", "5"]);
   assert.equal(retryRefused(path), 2);
   spool.add(messageOf("6"));
   spool.delete(handedOut);
-  assert.deepEqual(spool.next({ limit: 10, only: new Set(["a"]) }).map(({ value }) => value), ["1", "2", "6"]);
+  assert.deepEqual(spool.next({ limit: 10, only: new Set(["a"]) }).map(textOf), ["1", "2", "6"]);
   assert.deepEqual(values(spool), ["1", "2", "6"]);
   assert.deepEqual([spool.size, spool.refusedSize], [3, 0]);
   spool.delete(spool.next({ limit: 2 }));
@@ -468,4 +481,57 @@ Deno.test("Spool.refuse() keeps a tenth of the room at most", () => {
   spool.refuse(spool.next({ limit: 10 }).map((message) => ({ message, reason: "no" })));
   assert.deepEqual([spool.size, spool.refusedSize], [0, 2]);
   assert.deepEqual(dropped, [1]);
+});
+
+Deno.test("Spool takes over what a version left that had a row for each message", async () => {
+  await using folder = await temporaryFolder();
+  const path = `${folder.path}/spool.db`;
+  const expected = Array.from({ length: 2_500 }, (_, i) => `${i} é${i % 1_000 === 7 ? "x".repeat(800_000) : ""}`);
+  {
+    using old = new DatabaseSync(path);
+    old.exec(`
+      PRAGMA auto_vacuum = INCREMENTAL;
+      CREATE TABLE message (
+        sequence INTEGER PRIMARY KEY,
+        topic TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, timestamp INTEGER NOT NULL, bytes INTEGER NOT NULL
+      ) STRICT;
+      CREATE TABLE refused (
+        sequence INTEGER PRIMARY KEY,
+        topic TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, timestamp INTEGER NOT NULL, bytes INTEGER NOT NULL,
+        reason TEXT NOT NULL, refusedAt INTEGER NOT NULL
+      ) STRICT;
+      INSERT INTO refused VALUES (3, 'a', 'key', 'refused', 1, 11, 'too large', 2)`);
+    const insert = old.prepare("INSERT INTO message VALUES (?, ?, ?, ?, ?, ?)");
+    old.exec("BEGIN");
+    for (const [i, value] of expected.entries()) {
+      insert.run(
+        10 + i,
+        `topic${i % 2}`,
+        "key",
+        value,
+        1_767_323_045_000 + i,
+        9 + new TextEncoder().encode(value).length,
+      );
+    }
+    old.exec("COMMIT");
+  }
+  using spool = new Spool(path);
+  assert.deepEqual([spool.size, spool.refusedSize], [2_500, 1]);
+  spool.add(messageOf("new"));
+  const found = spool.next({ limit: 10_000 });
+  assert.deepEqual(found.map(textOf), [...expected, "new"]);
+  const [, second] = found;
+  assert.deepEqual(
+    { ...second!, value: textOf(second!) },
+    {
+      ...{ sequence: 11, topic: "topic1", key: "key", value: "1 é", timestamp: 1_767_323_045_001, bytes: 13 },
+      row: found[0]!.row,
+    },
+  );
+  assert.equal(retryRefused(path), 1);
+  assert.deepEqual(values(spool, 2), ["refused", "0 é"]);
+  spool.delete(spool.next({ limit: 10_000 }));
+  assert.equal(spool.size, 0);
+  spool.add(messageOf("newer"));
+  assert.deepEqual(values(spool), ["newer"]);
 });

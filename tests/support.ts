@@ -13,7 +13,9 @@ import {
   ResourcePatternTypes,
 } from "kafkajs";
 import pg from "pg";
+import type { PublishSettings } from "../lib/config.ts";
 import { silenceTimeoutWarning } from "../lib/kafka.ts";
+import type { Log } from "../lib/log.ts";
 import { type Setting, SETTINGS, variableNames } from "../lib/setting.ts";
 import { runKafkaTool } from "../local/kafka.ts";
 import { REPOSITORY } from "../local/repository.ts";
@@ -367,6 +369,26 @@ export async function readByConsole(
       value: JSON.parse(value.join("\t")),
     };
   });
+}
+
+/** A log whose lines a test can read. */
+export function logOf(lines: string[]): Log {
+  const line = (message: string, properties: Record<string, unknown> = {}) =>
+    void lines.push(message.replaceAll(/\{(\w+)\}/g, (_, name) => String(properties[name])));
+  return { debug: () => {}, info: line, warn: line, error: line };
+}
+
+/** Settings of a producer for a broker without TLS. */
+export function publishSettings(
+  bootstrapServers: string,
+  newTopics: Partial<PublishSettings["newTopics"]> = {},
+): PublishSettings {
+  return {
+    bootstrapServers: [bootstrapServers],
+    tls: null,
+    sharedTopic: null,
+    newTopics: { partitions: null, replicationFactor: null, retentionMs: null, ...newTopics },
+  };
 }
 
 /** A message of the producer, for a check of a site at a time. */
