@@ -115,7 +115,7 @@ export class Checker implements Disposable {
   }
 
   /** Makes an attempt as soon as there is room. */
-  #attempt(
+  async #attempt(
     { item: site, scheduledAt, dueAt }: Due<Site>,
     { number, hasSlot }: { readonly number: number; readonly hasSlot: boolean },
   ): Promise<Metric> {
@@ -135,11 +135,13 @@ export class Checker implements Disposable {
         tokens: this.#tokens,
       });
     };
-    return this.#gate.pass(
-      site.hostname,
-      () => hasSlot ? this.#slots.use(site.host, begin) : this.#slots.run(site.host, begin),
-      { timeoutMs: site.timeoutMs, signal },
-    );
+    if (!hasSlot) {
+      const { hostname, timeoutMs } = site;
+      return await this.#gate.pass(hostname, () => this.#slots.run(site.host, begin), { timeoutMs, signal });
+    }
+    const metric = await this.#slots.use(site.host, begin);
+    this.#gate.learn(site.hostname, metric);
+    return metric;
   }
 
   /** Counts checks that were left out. */

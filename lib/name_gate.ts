@@ -63,9 +63,15 @@ export class NameGate {
   async #passName(name: string, check: () => Promise<Metric>, options: PassOptions): Promise<Metric> {
     const isQuick = this.#quick.has(name) || await this.#isQuick(name, options);
     const metric = await (isQuick ? check() : this.#slow(check));
-    if (cameToConnection(metric)) this.#quick.add(name);
-    else this.#quick.delete(name);
+    this.learn(name, metric);
     return metric;
+  }
+
+  /** Learns from a check that was made without it, since the host was open. */
+  learn(host: string, metric: Metric): void {
+    if (this.#addresses.has(host)) return;
+    if (cameToConnection(metric)) this.#quick.add(host);
+    else this.#quick.delete(host);
   }
 
   async #isQuick(name: string, { timeoutMs, signal }: PassOptions): Promise<boolean> {

@@ -65,6 +65,7 @@ const EXPIRY_INTERVAL_MS = 1_000;
 /** While something goes on, a line every so often. */
 const REPORT_EVERY_MS = 15_000;
 const NONE: ReadonlySet<string> = new Set();
+
 /**
  * What has been checked and Kafka has not acknowledged yet: one path, whether the broker is there or not. On disk
  * (SQLite, write-ahead log) before it is sent, gone when it is acknowledged; a `kill -9` loses nothing of it.

@@ -88,7 +88,7 @@ const MAX_ROW_MESSAGES = 1_000;
 const MAX_ROW_BYTES = 1024 * 1024;
 /** A command of another process, which moves messages, is waited for. */
 const BUSY_TIMEOUT_MS = 5_000;
-/** Pages of the write-ahead log (16 MB) before they go to their places, which waits for the disk, and all checks with it. */
+/** Pages of the write-ahead log (16 MB) before they go to their places, which waits for the disk. */
 const LOG_PAGES = 4_000;
 /** Pages that are given back to the file system at a time, when the spool is empty. */
 const VACUUM_PAGES = 2_000;
@@ -233,7 +233,7 @@ export class SpoolFile implements Disposable {
     return removal;
   }
 
-  /** Sets messages aside. @returns What went, and how many are set aside that were not before. */
+  /** Sets messages aside. @returns What went. */
   refuse(
     messages: readonly (SpooledMessage & Pick<RefusedMessage, "reason" | "refusedAt">)[],
     known: ReadonlyMap<number, Row>,
@@ -490,7 +490,7 @@ function nothingRemoved(): Removal {
  */
 export function* listRefused(path: string): Generator<RefusedMessage> {
   using file = openExisting(path);
-  yield* file.file.refused();
+  yield* file.refused();
 }
 
 /**
@@ -501,14 +501,13 @@ export function* listRefused(path: string): Generator<RefusedMessage> {
  */
 export function retryRefused(path: string): number {
   using file = openExisting(path);
-  return file.file.retryRefused();
+  return file.retryRefused();
 }
 
-function openExisting(path: string): Disposable & { readonly file: SpoolFile } {
+function openExisting(path: string): SpoolFile {
   try {
     Deno.statSync(path);
-    const file = new SpoolFile(path, "normal");
-    return { file, [Symbol.dispose]: () => file[Symbol.dispose]() };
+    return new SpoolFile(path, "normal");
   } catch (error) {
     throw openError(path, error);
   }
