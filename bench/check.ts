@@ -74,7 +74,7 @@ interface LoadFigures {
 const AT_ONCE = 50;
 /** Sites that are checked at least, each with a topic. */
 const COST_SITES = 1_000;
-/** Checks that are asked for, of what a bare loop does. */
+/** Checks that are asked for, of what the bare loop did right before. */
 const COST_SHARE = 0.75;
 const SHORTEST_INTERVAL_MS = 100;
 const COST_SECONDS = 15;
@@ -134,24 +134,27 @@ async function measureCost(bench: Bench): Promise<void> {
     const scheme = site.split(":")[0]!;
     const ofScheme = { ...bench, site };
     const bare = await runLoop(ofScheme, COST_SECONDS);
+    const sites = Math.max(COST_SITES, Math.ceil(COST_SHARE * bare.perSecond * SHORTEST_INTERVAL_MS / 1000));
     // Enough to show that the aim is reached: with more than can be done, what waits is measured too.
-    const wanted = COST_SHARE * bare.perSecond;
-    const sites = Math.max(COST_SITES, Math.ceil(wanted * SHORTEST_INTERVAL_MS / 1000));
-    const load = {
-      defaults: [`interval = ${Math.floor(sites / wanted * 1000)}ms`, `tls_ca = ${bench.authority}`],
+    const load = ({ perSecond }: Cost) => ({
+      defaults: [
+        `interval = ${Math.max(SHORTEST_INTERVAL_MS, Math.floor(sites / (COST_SHARE * perSecond) * 1000))}ms`,
+        `tls_ca = ${bench.authority}`,
+      ],
       producer: [`max_checks = ${AT_ONCE}`],
       sites,
       path: "/0",
       name: scheme,
       seconds: COST_SECONDS,
       warmUpSeconds: COST_WARM_UP_SECONDS,
-    };
+    });
     printError(`Cost: ${scheme}: topics …`);
-    await runLoad(ofScheme, { ...load, seconds: 0, warmUpSeconds: COST_TOPICS_SECONDS });
+    await runLoad(ofScheme, { ...load(bare), seconds: 0, warmUpSeconds: COST_TOPICS_SECONDS });
     const rounds: { readonly loop: Cost; readonly load: LoadFigures }[] = [];
     for (let round = 1; round <= COST_ROUNDS; round++) {
       printError(`Cost: ${scheme}: ${round} of ${COST_ROUNDS}: fetch, producer …`);
-      rounds.push({ loop: await runLoop(ofScheme, COST_SECONDS), load: await runLoad(ofScheme, load) });
+      const loop = await runLoop(ofScheme, COST_SECONDS);
+      rounds.push({ loop, load: await runLoad(ofScheme, load(loop)) });
     }
     const checks = rounds.map(() => 0);
     await readMetrics(bench, Array.from({ length: sites }, (_, index) => `${scheme}-${index}`), (metric) => {
