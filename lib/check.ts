@@ -80,26 +80,24 @@ export async function check(
   let clock = now();
   using look = inspector?.begin(site, deadline.signal) ?? null;
   const hindrance = site.limits.connectTimeoutMs === null ? null : await look?.hindrance() ?? null;
-  const send = () =>
-    exchangeOver(prepare(grant?.site ?? site, client), {
-      signal: deadline.signal,
-      fetch,
-      start: performance.now(),
-      keepBytes: texts.some(({ error }) => error !== "header")
-        ? MAX_TEXT_BYTES
-        : Math.max(site.excerptBytes > 0 ? site.excerptBytes + SECRET_BYTES : 0, observer?.keepBytes ?? 0),
-    });
-  let exchange = hindrance === null ? await send() : failedExchange(hindrance);
+  const keepBytes = texts.some(({ error }) => error !== "header")
+    ? MAX_TEXT_BYTES
+    : Math.max(site.excerptBytes > 0 ? site.excerptBytes + SECRET_BYTES : 0, observer?.keepBytes ?? 0);
+  const options = { signal: deadline.signal, fetch, keepBytes };
+  let exchange = hindrance === null
+    ? await exchangeOver(prepare(grant?.site ?? site, client), options)
+    : failedExchange(hindrance);
   while (grant !== null && await grant.mustRepeat(exchange)) {
     clock = now();
-    exchange = await send();
+    exchange = await exchangeOver(prepare(grant.site, client), options);
   }
   if (exchange.failure !== null) {
     signal?.throwIfAborted();
     throwIfOurs(exchange.failure, site.client.proxy);
     grant?.throwIfLate(exchange.failure);
   }
-  const inspection = await look?.end(exchange) ?? null;
+  const ending = look?.end(exchange) ?? null;
+  const inspection = ending === null ? null : await ending;
   const { headers, body } = exchange;
   const answers = headers === null || texts.length === 0 ? [] : await answerTexts(texts, { headers, body }, {
     name: site.name,

@@ -91,7 +91,8 @@ export class Checker implements Disposable {
     }
     // Before anything else is made for it: thousands may wait.
     const hasSlot = this.#gate.isOpen(site.hostname);
-    if (hasSlot) await this.#slots.take(site.host);
+    const room = hasSlot ? this.#slots.take(site.host) : undefined;
+    if (room !== undefined) await room;
     try {
       const { verdict } = await checkWithRetries(site, {
         attempt: (number) => this.#attempt(due, { number, hasSlot: hasSlot && number === 1 }),
@@ -139,9 +140,13 @@ export class Checker implements Disposable {
       const { hostname, timeoutMs } = site;
       return await this.#gate.pass(hostname, () => this.#slots.run(site.host, begin), { timeoutMs, signal });
     }
-    const metric = await this.#slots.use(site.host, begin);
-    this.#gate.learn(site.hostname, metric);
-    return metric;
+    try {
+      const metric = await begin();
+      this.#gate.learn(site.hostname, metric);
+      return metric;
+    } finally {
+      this.#slots.give(site.host);
+    }
   }
 
   /** Counts checks that were left out. */

@@ -1,4 +1,4 @@
-import { createHash, type Hash } from "node:crypto";
+import { createHash, hash } from "node:crypto";
 import type { Limits, Site } from "./site.ts";
 import type { EncodedText } from "./evaluation.ts";
 import { hideUserInfo } from "./secret.ts";
@@ -77,8 +77,6 @@ export interface ExchangeOptions {
   readonly signal: AbortSignal;
   /** Does it. */
   readonly fetch: typeof globalThis.fetch;
-  /** When it began, on the clock of `performance.now()`. */
-  readonly start: number;
   /** Bytes of the body to keep. */
   readonly keepBytes: number;
 }
@@ -100,8 +98,9 @@ export function failedExchange(failure: Failure | null): Exchange {
 /** Sends the request, follows redirects and reads the body; never throws. */
 export async function exchangeOver(
   request: PreparedRequest,
-  { signal, fetch, start, keepBytes }: ExchangeOptions,
+  { signal, fetch, keepBytes }: ExchangeOptions,
 ): Promise<Exchange> {
+  const start = performance.now();
   const exchange = failedExchange(null);
   const { limits } = request;
   let phase: Phase = "first_byte";
@@ -118,8 +117,11 @@ export async function exchangeOver(
       if (location === null) {
         head?.clear();
         exchange.headers = response.headers;
-        exchange.body = await readBody(response, { keepBytes, maxBytes: limits.readBytes });
+        const body = isToldShort(response, limits.readBytes)
+          ? await response.bytes()
+          : await readParts(response, { keepBytes, maxBytes: limits.readBytes });
         exchange.totalMs = performance.now() - start;
+        exchange.body = body instanceof Uint8Array ? wholeBody(response, { body, keepBytes }) : body;
         return exchange;
       }
       await response.body?.cancel();
@@ -169,7 +171,7 @@ function redirected(request: PreparedRequest, { status, location, redirects }: R
 /** Signal that is aborted, too, when the head of the response takes too long; null where that has no limit. */
 function limitHead(
   { firstByteTimeoutMs }: Limits,
-  { signal, start }: Pick<ExchangeOptions, "signal" | "start">,
+  { signal, start }: { readonly signal: AbortSignal; readonly start: number },
 ): { readonly signal: AbortSignal; readonly clear: () => void } | null {
   if (firstByteTimeoutMs === null) return null;
   const controller = new AbortController();
@@ -229,39 +231,33 @@ function nextTarget(
   return next;
 }
 
+/**
+ * Whether the body may be read at once: the length of one that is not decoded is what its head says, or it is an error,
+ * so that it needs no bounds.
+ */
+function isToldShort({ headers }: Response, maxBytes: number): boolean {
+  return Number(headers.get("content-length") ?? NaN) <= Math.min(WHOLE_BYTES, maxBytes) &&
+    !headers.has("content-encoding");
+}
+
+function wholeBody({ headers }: Response, { body, keepBytes }: { body: Uint8Array; keepBytes: number }): Body {
+  return {
+    bytes: body.length,
+    // A copy: what is handed to another thread takes the whole memory of a view with it.
+    kept: keepBytes > 0 ? [body.slice(0, keepBytes)] : [],
+    sha256: hash("sha256", body),
+    contentType: headers.get("content-type"),
+  };
+}
+
 interface ReadOptions {
   readonly keepBytes: number;
   readonly maxBytes: number;
 }
 
-/** Reads a body to its end; what is done with it comes later, so that it is no part of the response time. */
-async function readBody(response: Response, options: ReadOptions): Promise<Body> {
-  const { headers } = response;
-  // The length of one that is not decoded is what its head says, or it is an error: such a small one needs no bounds.
-  const told = headers.has("content-encoding") ? NaN : Number(headers.get("content-length") ?? NaN);
-  const { bytes, kept, hash } = told <= Math.min(WHOLE_BYTES, options.maxBytes)
-    ? hashWhole(await response.bytes(), options)
-    : await readParts(response, options);
-  return { bytes, kept, sha256: hash.digest("hex"), contentType: headers.get("content-type") };
-}
-
-interface ReadBody {
-  readonly bytes: number;
-  readonly kept: readonly Uint8Array[];
-  readonly hash: Hash;
-}
-
-function hashWhole(body: Uint8Array, { keepBytes }: ReadOptions): ReadBody {
-  return {
-    bytes: body.length,
-    // A copy: what is handed to another thread takes the whole memory of a view with it.
-    kept: keepBytes > 0 ? [body.slice(0, keepBytes)] : [],
-    hash: createHash("sha256").update(body),
-  };
-}
-
-async function readParts({ body }: Response, { keepBytes, maxBytes }: ReadOptions): Promise<ReadBody> {
-  const hash = createHash("sha256");
+/** Reads a body piece by piece, as long as it may be. */
+async function readParts({ body, headers }: Response, { keepBytes, maxBytes }: ReadOptions): Promise<Body> {
+  const sum = createHash("sha256");
   const kept: Uint8Array[] = [];
   let bytes = 0;
   // One buffer for all reads: one for each, as `for await` takes, costs nearly as much as the rest of a check.
@@ -269,7 +265,7 @@ async function readParts({ body }: Response, { keepBytes, maxBytes }: ReadOption
   for (let buffer = new Uint8Array(READ_BYTES); reader !== undefined;) {
     const { done, value: chunk } = await reader.read(buffer);
     if (done) break;
-    hash.update(chunk);
+    sum.update(chunk);
     if (bytes < keepBytes) kept.push(chunk.slice(0, keepBytes - bytes));
     bytes += chunk.length;
     if (bytes > maxBytes) {
@@ -278,5 +274,5 @@ async function readParts({ body }: Response, { keepBytes, maxBytes }: ReadOption
     }
     buffer = new Uint8Array(chunk.buffer);
   }
-  return { bytes, kept, hash };
+  return { bytes, kept, sha256: sum.digest("hex"), contentType: headers.get("content-type") };
 }

@@ -2,7 +2,7 @@ import type { Site } from "./site.ts";
 import { inspectConnection, type InspectConnectionOptions, type Inspection } from "./connection.ts";
 import type { Exchange } from "./exchange.ts";
 import type { SeenConnection } from "./expectation.ts";
-import { ConnectionError, describeFailure } from "./failure.ts";
+import { ConnectionError, describeFailure, type Failure } from "./failure.ts";
 import type { LookUps } from "./lookup.ts";
 import { Timer } from "./timer.ts";
 
@@ -124,34 +124,38 @@ export class Look implements Disposable {
   /**
    * Ends it together with the check, whose failure below HTTP it names where it knows more.
    *
-   * @returns What it found; null where there was no reason to look.
+   * @returns What it found; null where there was no reason to look: most checks have nothing to wait for.
    * @throws A fault of ours, where the check itself failed.
    */
-  async end(exchange: Exchange): Promise<Inspection | null> {
+  end(exchange: Exchange): Promise<Inspection | null> | null {
     this.#timer?.[Symbol.dispose]();
     const { failure, status, redirects } = exchange;
     // Where a redirect led, nobody looks.
-    const isBelowHttp = failure !== null && status === null && redirects === 0;
-    if (isBelowHttp && !this.#options.signal.aborted) this.#start();
-    else if (!isBelowHttp && !this.#options.isDue) {
+    const belowHttp = status === null && redirects === 0 ? failure : null;
+    if (belowHttp !== null && !this.#options.signal.aborted) this.#start();
+    else if (belowHttp === null && !this.#options.isDue) {
       this.#abandoned?.abort();
       return null;
     }
-    try {
-      const inspection = await this.#inspection;
-      if (isBelowHttp && inspection !== null) exchange.failure = named(failure, inspection, this.#site);
-      return inspection;
-    } catch (error) {
-      if (failure !== null) throw error;
-      this.#options.inspector.tellFault(this.#site, error);
-      return null;
-    }
+    return this.#endWith(exchange, belowHttp);
   }
 
   /** Ends it. */
   [Symbol.dispose](): void {
     this.#timer?.[Symbol.dispose]();
     this.#abandoned?.abort();
+  }
+
+  async #endWith(exchange: Exchange, belowHttp: Failure | null): Promise<Inspection | null> {
+    try {
+      const inspection = await this.#inspection;
+      if (belowHttp !== null && inspection !== null) exchange.failure = named(belowHttp, inspection, this.#site);
+      return inspection;
+    } catch (error) {
+      if (exchange.failure !== null) throw error;
+      this.#options.inspector.tellFault(this.#site, error);
+      return null;
+    }
   }
 
   #start(): Promise<Inspection | null> {

@@ -40,11 +40,15 @@ export class Slots {
     const room = this.take(host);
     // Where there is room, it begins at once.
     if (room !== undefined) await room;
-    return await this.use(host, work);
+    try {
+      return await work();
+    } finally {
+      this.give(host);
+    }
   }
 
   /**
-   * Takes a slot as soon as there is room, which {@linkcode Slots.use} gives back.
+   * Takes a slot as soon as there is room, to be given back ({@linkcode Slots.give}).
    *
    * @returns What is to be waited for; undefined where there is room.
    */
@@ -55,16 +59,12 @@ export class Slots {
     return ofHost.next().then(() => this.#all.take() ? undefined : this.#all.next());
   }
 
-  /** Does something in a slot that was taken. */
-  async use<T>(host: string, work: () => Promise<T>): Promise<T> {
-    try {
-      return await work();
-    } finally {
-      const ofHost = this.#hosts.get(host)!;
-      this.#all.free();
-      ofHost.free();
-      if (ofHost.areFree) this.#hosts.delete(host);
-    }
+  /** Gives a slot back that was taken. */
+  give(host: string): void {
+    const ofHost = this.#hosts.get(host)!;
+    this.#all.free();
+    ofHost.free();
+    if (ofHost.areFree) this.#hosts.delete(host);
   }
 }
 
