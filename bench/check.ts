@@ -79,9 +79,9 @@ const COST_SHARE = 0.75;
 const SHORTEST_INTERVAL_MS = 100;
 const COST_SECONDS = 15;
 /** Machines are noisy: turns of both, of which the middle counts. */
-const COST_ROUNDS = 3;
+const COST_ROUNDS = 5;
 /** A broker that makes a thousand topics does little else for as long, and is itself compiled meanwhile. */
-const COST_TOPICS_SECONDS = 40;
+const COST_TOPICS_SECONDS = 60;
 const COST_WARM_UP_SECONDS = 10;
 const INSPECTION_SITES = 200;
 const SITE_TRIES = 100;
