@@ -1,7 +1,11 @@
 import assert from "node:assert/strict";
 import { setTimeout as delay } from "node:timers/promises";
+import { Checker } from "../lib/checker.ts";
+import { parseCommandLine } from "../lib/command.ts";
+import { readProducerConfig } from "../lib/config.ts";
+import type { Metric } from "../lib/metric.ts";
 import { REPOSITORY } from "../local/repository.ts";
-import { startSite, temporaryFile } from "./support.ts";
+import { logOf, startSite, temporaryFile } from "./support.ts";
 
 /** Checks many sites at once that answer late, and prints results and lines of the log. */
 const SCRIPT = `
@@ -58,3 +62,30 @@ Deno.test.each(["127.0.0.1", "localhost"])(
     assert.equal(report.failed + verdicts.length, 150);
   },
 );
+
+Deno.test("Checker.check() that waits for room while its name turns slow takes one slot, and gives it back", async () => {
+  // The second visit takes all of its check's time, so that the name is no longer known to be quick.
+  await using site = startSite(async () => {
+    if (site.visits === 2) await delay(600);
+    return new Response("hello");
+  });
+  const url = site.url.replace("127.0.0.1", "localhost");
+  await using file = await temporaryFile(
+    "config.ini",
+    `[defaults]\ntimeout = 300ms\ninspect_interval = 1h\n${
+      ["one", "other"].map((name) => `[website_${name}]\nurl = ${url}\n`).join("")
+    }`,
+  );
+  const commandLine = parseCommandLine("producer", ["--dry-run", "--config-path", file.path]);
+  assert.ok(typeof commandLine === "object");
+  const [one, other] = (await readProducerConfig(commandLine)).sites;
+  const signal = new AbortController().signal;
+  using checker = new Checker({ limits: { max: 1, maxPerHost: 1 }, log: logOf([]), signal, once: false });
+  const delivered: string[] = [];
+  const deliver = ({ name, verdict, error }: Metric) => delivered.push(`${name} ${verdict} ${error}`);
+  const check = (item = one!) => checker.check({ item, scheduledAt: new Date(), dueAt: performance.now() }, deliver);
+  await check();
+  await Promise.all([check(), check(other)]);
+  await check();
+  assert.deepEqual(delivered, ["one up null", "one down timeout", "other up null", "one up null"]);
+});
