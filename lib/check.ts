@@ -29,6 +29,8 @@ export interface CheckOptions {
   readonly tokens?: Pick<Tokens, "grant"> | null;
   /** SHA-256 in hex of the body that each site had before, by name; {@linkcode checkWithRetries} keeps it. */
   readonly bodies?: ReadonlyMap<string, string>;
+  /** Is told for how long the process stood still meanwhile, in ms, if it did. */
+  readonly onStandstill?: (stoodMs: number) => void;
   /** Does the exchange. */
   readonly fetch?: typeof globalThis.fetch;
   /** Is told what the verdict is made from, see lib/trace.ts. */
@@ -68,6 +70,7 @@ export async function check(
     inspector = null,
     tokens = null,
     bodies,
+    onStandstill,
     fetch = globalThis.fetch,
     observer,
   }: CheckOptions,
@@ -77,7 +80,7 @@ export async function check(
   const until = performance.now() + site.timeoutMs;
   // Within the timeout, yet no part of any time that is told of the site.
   const grant = site.request.oauth === null ? null : await tokens?.grant(site, deadline.signal) ?? null;
-  let clock = now();
+  let clock = now(deadline);
   using look = inspector?.begin(site, deadline.signal) ?? null;
   const hindrance = site.limits.connectTimeoutMs === null ? null : await look?.hindrance() ?? null;
   const keepBytes = texts.some(({ error }) => error !== "header")
@@ -88,7 +91,7 @@ export async function check(
     ? await exchangeOver(prepare(grant?.site ?? site, client), options)
     : failedExchange(hindrance);
   while (grant !== null && await grant.mustRepeat(exchange)) {
-    clock = now();
+    clock = now(deadline);
     exchange = await exchangeOver(prepare(grant.site, client), options);
   }
   if (exchange.failure !== null) {
@@ -106,8 +109,11 @@ export async function check(
     signal,
   });
   observer?.judging(exchange, answers);
+  const stoodMs = deadline.stoodMs - clock.stoodMs;
+  if (stoodMs > 0) onStandstill?.(stoodMs);
   return judge(grant?.site ?? site, exchange, {
     ...clock,
+    stoodMs,
     scheduledAt,
     attempt,
     answers,
@@ -117,8 +123,8 @@ export async function check(
   });
 }
 
-function now(): { occurredAt: Date; start: number } {
-  return { occurredAt: new Date(), start: performance.now() };
+function now({ stoodMs }: Deadline): { occurredAt: Date; start: number; stoodMs: number } {
+  return { occurredAt: new Date(), start: performance.now(), stoodMs };
 }
 
 function connectionOf({ ip, dnsMs, connectMs, tlsMs, tlsVersion, chain: [own] }: Inspection): Connection {

@@ -32,6 +32,8 @@ const REPORT_EVERY_MS = 10 * 60_000;
 /** What goes wrong with many sites at a time is told in one line. */
 const GATHER_MS = 1_000;
 const MAX_LINES = 3;
+/** A process that stood still for less than this is not told of: one with much to do does. */
+const TOLD_STANDSTILL_MS = 1_000;
 
 /** Checks sites when they are due, as many at a time as may be, and tells how late it is. */
 export class Checker implements Disposable {
@@ -49,6 +51,8 @@ export class Checker implements Disposable {
   readonly #reports: ReturnType<typeof setInterval>;
   /** Checks that were left out and not told of, by site. */
   readonly #skipped = new Map<string, number>();
+  /** Checks in which this process stood still, which were not told of. */
+  #stood = { checks: 0, longestMs: 0 };
   #gathering: ReturnType<typeof setTimeout> | undefined;
 
   /** With nothing under way. */
@@ -134,6 +138,7 @@ export class Checker implements Disposable {
         bodies: this.#bodies,
         inspector: this.#inspector,
         tokens: this.#tokens,
+        onStandstill: (stoodMs) => this.#noteStandstill(stoodMs),
       });
     };
     if (!hasSlot) {
@@ -153,13 +158,13 @@ export class Checker implements Disposable {
   skip(name: string, checks: number): void {
     this.#lateness.skip(checks);
     this.#skipped.set(name, (this.#skipped.get(name) ?? 0) + checks);
-    this.#gathering ??= setTimeout(() => this.#tellSkipped(), GATHER_MS);
+    this.#gather();
   }
 
   /** Ends all that was opened; says how late checks were. */
   [Symbol.dispose](): void {
     clearInterval(this.#reports);
-    this.#tellSkipped();
+    this.#tellGathered();
     this.#faults[Symbol.dispose]();
     if (!this.#options.once) this.#report();
     this.#evaluator[Symbol.dispose]();
@@ -167,9 +172,36 @@ export class Checker implements Disposable {
     this.#clients[Symbol.dispose]();
   }
 
-  #tellSkipped(): void {
+  #noteStandstill(stoodMs: number): void {
+    if (stoodMs < TOLD_STANDSTILL_MS) return;
+    const { checks, longestMs } = this.#stood;
+    this.#stood = { checks: checks + 1, longestMs: Math.max(longestMs, stoodMs) };
+    this.#gather();
+  }
+
+  #gather(): void {
+    this.#gathering ??= setTimeout(() => this.#tellGathered(), GATHER_MS);
+  }
+
+  #tellGathered(): void {
     clearTimeout(this.#gathering);
     this.#gathering = undefined;
+    this.#tellStandstill();
+    this.#tellSkipped();
+  }
+
+  #tellStandstill(): void {
+    const { checks, longestMs } = this.#stood;
+    if (checks === 0) return;
+    this.#stood = { checks: 0, longestMs: 0 };
+    this.#options.log.warn(
+      "Stood still for {ms} ms, halted or with too much to do: that is part of the times of {checks} check(s), though not " +
+        "of what their sites may take",
+      { ms: Math.round(longestMs), checks },
+    );
+  }
+
+  #tellSkipped(): void {
     const { log } = this.#options;
     const skipped = [...this.#skipped];
     this.#skipped.clear();

@@ -6,6 +6,7 @@ import { errorCode, errorMessage } from "./error.ts";
 import { throwIfOurs } from "./failure.ts";
 import { LookUps } from "./lookup.ts";
 import { type CheckError, isoTime, type Phase } from "./metric.ts";
+import { Timer } from "./timer.ts";
 import { formatDuration } from "./value.ts";
 
 /** What a look at a connection finds; null for what it did not come to. */
@@ -112,7 +113,7 @@ export async function inspectConnection(
   const { protocol, hostname, port } = new URL(url);
   const host = hostname.replace(/^\[|\]$/g, "");
   const own = new AbortController();
-  let timer: ReturnType<typeof setTimeout> | undefined;
+  let timer: Timer | undefined;
   const ended = signal === undefined ? own.signal : AbortSignal.any([own.signal, signal]);
   const attempts: ConnectionAttempt[] = [];
   const found: { -readonly [K in keyof Inspection]: Inspection[K] } = {
@@ -138,7 +139,7 @@ export async function inspectConnection(
       placeMs: timeoutMs,
       onStart: () => {
         start = performance.now();
-        timer = setTimeout(() => own.abort(new DOMException("Time is up", "TimeoutError")), timeoutMs);
+        timer = new Timer(timeoutMs, () => own.abort(new DOMException("Time is up", "TimeoutError")));
       },
     });
     if (addresses === null) {
@@ -180,7 +181,7 @@ export async function inspectConnection(
       : { ...describe(error, phase), phase, timedOut };
     return found;
   } finally {
-    clearTimeout(timer);
+    timer?.[Symbol.dispose]();
     socket?.destroy();
   }
 }

@@ -28,6 +28,11 @@ export class Deadline implements Disposable {
     return this.#controller.signal;
   }
 
+  /** Time in which the process stood still, in ms, which does not count: for differences. */
+  get stoodMs(): number {
+    return this.#timer?.stoodMs ?? 0;
+  }
+
   /** Lets go of it: its signal is not aborted any more. */
   [Symbol.dispose](): void {
     this.#timer?.[Symbol.dispose]();

@@ -4,6 +4,7 @@ import type { EncodedText } from "./evaluation.ts";
 import { hideUserInfo } from "./secret.ts";
 import { type Failure, LimitError, RedirectError } from "./failure.ts";
 import type { Phase } from "./metric.ts";
+import { Timer } from "./timer.ts";
 import { isBlockedPort } from "./value.ts";
 
 const READ_BYTES = 16 * 1024;
@@ -104,7 +105,7 @@ export async function exchangeOver(
   const exchange = failedExchange(null);
   const { limits } = request;
   let phase: Phase = "first_byte";
-  const head = limitHead(limits, { signal, start });
+  const head = limitHead(limits, signal);
   try {
     for (let hop = request;;) {
       phase = "first_byte";
@@ -171,14 +172,14 @@ function redirected(request: PreparedRequest, { status, location, redirects }: R
 /** Signal that is aborted, too, when the head of the response takes too long; null where that has no limit. */
 function limitHead(
   { firstByteTimeoutMs }: Limits,
-  { signal, start }: { readonly signal: AbortSignal; readonly start: number },
+  signal: AbortSignal,
 ): { readonly signal: AbortSignal; readonly clear: () => void } | null {
   if (firstByteTimeoutMs === null) return null;
   const controller = new AbortController();
   const end = () =>
     controller.abort(new LimitError("first_byte_timeout", `no head of a response within ${firstByteTimeoutMs} ms`));
-  const timer = setTimeout(end, firstByteTimeoutMs - (performance.now() - start));
-  return { signal: AbortSignal.any([signal, controller.signal]), clear: () => clearTimeout(timer) };
+  const timer = new Timer(firstByteTimeoutMs, end);
+  return { signal: AbortSignal.any([signal, controller.signal]), clear: () => timer[Symbol.dispose]() };
 }
 
 /** Whether a redirect makes a GET of a request (Fetch standard, "HTTP-redirect fetch"). */

@@ -28,6 +28,8 @@ export interface JudgeOptions {
   readonly occurredAt: Date;
   /** The same on the clock of `performance.now()`. */
   readonly start: number;
+  /** Time in which this process stood still since then, in ms: no site is slow for that. */
+  readonly stoodMs: number;
   /** When it was due. */
   readonly scheduledAt: Date;
   /** Number of the attempt, from 1. */
@@ -44,13 +46,15 @@ export interface JudgeOptions {
 
 /** Turns what came into the metric. */
 export function judge(site: Site, exchange: Exchange, options: JudgeOptions): Metric {
-  const { occurredAt, start, scheduledAt, attempt, answers, connection, knownConnection, bodyBefore } = options;
+  const { occurredAt, start, stoodMs, scheduledAt, attempt, answers, connection, knownConnection, bodyBefore } =
+    options;
   const { status, headers, body, failure } = exchange;
   const firstByteMs = round(exchange.firstByteMs);
   const totalMs = round(exchange.totalMs);
+  const responseTimeMs = totalMs === null ? null : Math.max(0, totalMs - stoodMs);
   const seen = status === null || headers === null
     ? null
-    : { status, headers, body, responseTimeMs: totalMs, connection: knownConnection, bodyBefore, at: occurredAt };
+    : { status, headers, body, responseTimeMs, connection: knownConnection, bodyBefore, at: occurredAt };
   const unmet = seen === null ? [] : findUnmet(site.expectations, seen, { answers, timeoutMs: site.timeoutMs });
   // What breaks the check comes before what only degrades it; both are in the order of their classes.
   const first = unmet.find(({ degrades }) => degrades !== true) ?? unmet[0];

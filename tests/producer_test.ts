@@ -182,6 +182,23 @@ Deno.test("producer --dry-run needs no broker and ends with the reader of its ou
   assert.equal(JSON.parse(lines[0]!).has_regex, true);
 });
 
+Deno.test("producer that is halted for longer than a timeout reads the answer that has come, and alarms nobody", async () => {
+  await using site = startSite(async () => {
+    Deno.kill(producer.pid, "SIGSTOP");
+    setTimeout(() => Deno.kill(producer.pid, "SIGCONT"), 2_000);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    return new Response("hello");
+  });
+  const limits = ["--timeout=600ms", "--first-byte-timeout=600ms", "--max-response-time=500ms"];
+  await using producer = startProgram("producer", ["--once", "--dry-run", "--url", site.url, ...limits]);
+  const { code, stdout, stderr } = await producer.ended;
+  assert.equal(code, 0, stderr);
+  const { verdict, error_message, response_time } = JSON.parse(stdout);
+  assert.equal(verdict, "up", error_message);
+  assert.ok(response_time >= 1_000, `${response_time} ms is what was measured`);
+  assert.match(stderr, /Stood still for \d{4} ms, halted or with too much to do: .* of 1 check\(s\)/);
+});
+
 Deno.test("producer that is killed while Kafka is away publishes at its next start all that was checked, once", async () => {
   await using site = startSite(() => new Response("hello"));
   await using folder = await temporaryFile("config.ini", "");

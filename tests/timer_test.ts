@@ -31,6 +31,17 @@ Deno.test("Timer that is let go of by the call of another is not called, and the
   assert.deepEqual(called, []);
 });
 
+Deno.test("Timer does not count time in which the process stands still", async () => {
+  const { promise: end, resolve } = Promise.withResolvers<number>();
+  let turns = 0;
+  new Timer(100, () => resolve(turns));
+  const until = performance.now() + 300;
+  while (performance.now() < until);
+  // What came meanwhile has its turn before it.
+  for (; turns < 3; turns++) await delay(0);
+  assert.equal(await end, 3);
+});
+
 Deno.test("Timer leaves nothing that runs when the last of its length is let go of", () => {
   // The test's sanitizers would find it.
   for (let i = 0; i < 3; i++) new Timer(60_000, () => {})[Symbol.dispose]();
