@@ -271,9 +271,9 @@ export class Subscriber implements AsyncDisposable {
 
   /** Ends of the partitions of which something is not committed yet. */
   async #findTargets(topics: readonly string[]): Promise<Targets> {
-    const committed = this.#commits && topics.length > 0
-      ? await this.#admin.fetchOffsets({ groupId: this.#groupId, topics: [...topics] })
-      : [];
+    // Of all that is committed: asked for some topics, the client now and then leaves one out where there are several
+    // brokers.
+    const committed = this.#commits ? await this.#admin.fetchOffsets({ groupId: this.#groupId }) : [];
     const offsets = new Map(
       committed.flatMap(({ topic, partitions }) =>
         partitions.map((p) => [`${topic}:${p.partition}`, BigInt(p.offset)])
@@ -630,6 +630,10 @@ function subscriptionAssigner(owned: () => Readonly<Record<string, readonly numb
         });
         const topics = [...new Set(decoded.flatMap((member) => member.topics))].sort();
         await cluster.addMultipleTargetTopics(topics);
+        // An answer that was under way, for fewer topics, may have come behind that one.
+        if (topics.some((topic) => cluster.findTopicPartitionMetadata(topic).length === 0)) {
+          await cluster.refreshMetadata();
+        }
         const partitions = new Map(
           topics.map((
             topic,
