@@ -19,6 +19,8 @@ import {
 import type { KafkaSettings, NewTopicSettings } from "./config.ts";
 import { encodeProduceRequest, type Part } from "./produce_request.ts";
 import type { OutgoingMessage } from "./spool_file.ts";
+import { Timer } from "./timer.ts";
+import { formatDuration } from "./value.ts";
 
 /** What a broker says of a topic or partition that it does not take. */
 export interface Answer {
@@ -33,6 +35,12 @@ export interface Answer {
 /** Nodes that lead a topic's partitions, by partition; -1 where none does. */
 export type Leaders = readonly number[];
 
+/** A broker said nothing for so long that its connection was closed. */
+export class SilenceError extends Error {
+  /** Tells this class apart. */
+  override readonly name = "SilenceError" as const;
+}
+
 interface Address {
   readonly host: string;
   readonly port: number;
@@ -46,6 +54,8 @@ interface Versions {
 
 /** A connection that is used. */
 interface Link {
+  /** `host:port`. */
+  readonly name: string;
   readonly connection: Connection;
   /** By request. */
   versions: ReadonlyMap<number, Versions>;
@@ -63,6 +73,10 @@ const FLEXIBLE_PRODUCE = 9;
 const CLIENT_ID = "site_checker";
 const CONNECT_TIMEOUT_MS = 3_000;
 const REQUEST_TIMEOUT_MS = 30_000;
+/** Where there are other brokers, one that says nothing is not waited for as long. */
+const LOOK_UP_PATIENCE_MS = 10_000;
+/** Replicas that are away hold up an answer for 9 s, until the cluster leaves them out (broker.session.timeout.ms). */
+const PRODUCE_PATIENCE_MS = 15_000;
 /** Of replicas that are slow. */
 const PRODUCE_TIMEOUT_MS = 25_000;
 /** A thousand topics at once take a while. */
@@ -92,6 +106,11 @@ export class Brokers implements AsyncDisposable {
     this.#settings = settings;
   }
 
+  /** Whether it knows several addresses, of which one may do what another does not. */
+  get areSeveral(): boolean {
+    return this.#addresses().size > 1;
+  }
+
   /**
    * Connects to any broker.
    *
@@ -112,6 +131,7 @@ export class Brokers implements AsyncDisposable {
     const { brokers, controllerId, topics: found } = await ask(
       link,
       (connection) => api.async(connection, [...topics], make),
+      this.#patience(LOOK_UP_PATIENCE_MS),
     );
     this.#nodes = new Map(brokers.map(({ nodeId, host, port }) => [nodeId, { host, port }]));
     this.#controller = controllerId;
@@ -159,14 +179,15 @@ export class Brokers implements AsyncDisposable {
    * Sends parts, each of another partition, to the node that leads them, and waits until all in-sync replicas have them.
    *
    * @returns What was answered of those that were not appended.
-   * @throws What the connection failed of; any of them may have been appended.
+   * @throws What the connection failed of, {@linkcode SilenceError} where the node does not answer; any of them may have
+   * been appended.
    */
   async produce<M extends OutgoingMessage>(node: number, parts: readonly Part<M>[]): Promise<Map<Part<M>, Answer>> {
     const link = await this.#node(node);
     const { api: { key, version }, parseResponse } = pick(PRODUCE, link);
     const isFlexible = version >= FLEXIBLE_PRODUCE;
     const body = await encodeProduceRequest(parts, { isFlexible, acks: ALL_REPLICAS, timeoutMs: PRODUCE_TIMEOUT_MS });
-    const answer = await ask(link, (connection) =>
+    const request = (connection: Connection) =>
       new Promise<ReturnType<typeof parseResponse>>((resolve, reject) => {
         connection.send(
           key,
@@ -177,7 +198,8 @@ export class Brokers implements AsyncDisposable {
           isFlexible,
           (error, answer) => error ? reject(error) : resolve(answer!),
         );
-      }));
+      });
+    const answer = await ask(link, request, this.#patience(PRODUCE_PATIENCE_MS));
     const failed = new Map<Part<M>, Answer>();
     for (const { name, partitionResponses } of answer.responses) {
       for (const partition of partitionResponses) {
@@ -198,12 +220,7 @@ export class Brokers implements AsyncDisposable {
 
   /** A connection to any broker, rather one that is there. */
   async #any(): Promise<Link> {
-    const addresses = new Map(
-      [...this.#settings.bootstrapServers.map(addressOf), ...this.#nodes.values()].map((address) => [
-        keyOf(address),
-        address,
-      ]),
-    );
+    const addresses = this.#addresses();
     const open = [...this.#links.keys()].filter((key) => addresses.has(key));
     let failure: unknown;
     for (const key of new Set([...open, ...addresses.keys()])) {
@@ -214,6 +231,16 @@ export class Brokers implements AsyncDisposable {
       }
     }
     throw failure;
+  }
+
+  /** Those that are told of by the settings and by the brokers, by `host:port`. */
+  #addresses(): Map<string, Address> {
+    const all = [...this.#settings.bootstrapServers.map(addressOf), ...this.#nodes.values()];
+    return new Map(all.map((address) => [keyOf(address), address]));
+  }
+
+  #patience(ms: number): number {
+    return this.areSeveral ? ms : REQUEST_TIMEOUT_MS;
   }
 
   async #node(node: number): Promise<Link> {
@@ -244,7 +271,7 @@ export class Brokers implements AsyncDisposable {
         tlsServerName: isIP(host) === 0,
       }),
     });
-    const link: Link = { connection, versions: new Map() };
+    const link: Link = { name: keyOf({ host, port }), connection, versions: new Map() };
     this.#open.add(link);
     const end = () => {
       this.#open.delete(link);
@@ -259,7 +286,7 @@ export class Brokers implements AsyncDisposable {
     try {
       await connection.connect(host, port);
       // Brokers of a cluster may be of different versions while they are renewed.
-      link.versions = await versionsOf(link);
+      link.versions = await versionsOf(link, this.#patience(LOOK_UP_PATIENCE_MS));
       return link;
     } catch (error) {
       await close(link);
@@ -282,13 +309,22 @@ function pick<R extends { readonly api: { readonly key: number; readonly version
   throw new Error("The brokers' version of Kafka is not supported");
 }
 
-async function versionsOf(link: Link): Promise<Map<number, Versions>> {
-  const { apiKeys } = await ask(link, (connection) => apiVersionsV3.api.async(connection, "site-checker", "1"));
+async function versionsOf(link: Link, patienceMs: number): Promise<Map<number, Versions>> {
+  const request = (connection: Connection) => apiVersionsV3.api.async(connection, "site-checker", "1");
+  const { apiKeys } = await ask(link, request, patienceMs);
   return new Map(apiKeys.map(({ apiKey, ...versions }) => [apiKey, versions]));
 }
 
-/** What is answered, errors of single topics among it. */
-async function ask<T>(link: Link, request: (connection: Connection) => Promise<T>): Promise<T> {
+/** What is answered, errors of single topics among it; closes a connection that says nothing. */
+async function ask<T>(
+  link: Link,
+  request: (connection: Connection) => Promise<T>,
+  patienceMs: number = REQUEST_TIMEOUT_MS,
+): Promise<T> {
+  using _patience = new Timer(patienceMs, () => {
+    link.failure ??= new SilenceError(`no answer from ${link.name} within ${formatDuration(patienceMs)}`);
+    close(link);
+  });
   try {
     return await request(link.connection);
   } catch (error) {

@@ -1,7 +1,8 @@
 import { Buffer } from "node:buffer";
 import { setTimeout as delay } from "node:timers/promises";
-import { type Answer, Brokers, type Leaders } from "./brokers.ts";
+import { type Answer, Brokers, type Leaders, SilenceError } from "./brokers.ts";
 import type { PublishSettings } from "./config.ts";
+import { errorMessage } from "./error.ts";
 import type { Log } from "./log.ts";
 import { partitionOf } from "./partition.ts";
 import type { Part } from "./produce_request.ts";
@@ -88,7 +89,7 @@ export class Publisher implements AsyncDisposable {
    *
    * @throws {ConfigError} when the brokers' certificates are not trusted or they don't trust ours, at the first try.
    * @throws What the client throws, when no broker can be reached; any of the messages may have arrived. Where some can
-   * be, what these have is acknowledged.
+   * be, what these have is acknowledged, and the topics of the others are delayed.
    */
   async publish<M extends OutgoingMessage>(messages: readonly M[]): Promise<PublishResult<M>> {
     await this.#connect();
@@ -193,7 +194,9 @@ export class Publisher implements AsyncDisposable {
             else for (const message of part.messages) result.acknowledged.push(message);
           }
         } catch (error) {
-          for (const part of parts) failed.set(part, asError(error));
+          // Others may be there: then it is these topics' trouble, and not that of all.
+          const failure = this.#brokers.areSeveral ? leaderAway(error) : asError(error);
+          for (const part of parts) failed.set(part, failure);
         }
       }),
     );
@@ -261,9 +264,24 @@ const LEFT_TO_BROKER_REGEXP = /^TOPIC_ALREADY_EXISTS$|AUTHORIZATION_FAILED$/;
 /** Of a topic that is there. */
 const NO_LEADER: Answer = { code: "LEADER_NOT_AVAILABLE", message: "No broker leads it now", canRetry: true };
 
-/** What is answered while a topic has no leader, or another than a moment ago. */
+/** What stands for no answer from the leader, as Kafka's own clients name it. */
+const NO_ANSWER = { closed: "NETWORK_EXCEPTION", silent: "REQUEST_TIMED_OUT" } as const;
+
+function leaderAway(error: unknown): Answer {
+  const isSilent = error instanceof SilenceError;
+  return {
+    code: isSilent ? NO_ANSWER.silent : NO_ANSWER.closed,
+    message: `the broker that leads it can't be used: ${errorMessage(error)}`,
+    // Once more would be as long a silence, in which all others wait.
+    canRetry: !isSilent,
+  };
+}
+
+/** What is answered while a topic has no leader that can be used, or another than a moment ago. */
 const LEADERLESS: ReadonlySet<string> = new Set([
   NO_LEADER.code,
+  NO_ANSWER.closed,
+  NO_ANSWER.silent,
   "NOT_LEADER_OR_FOLLOWER",
   "FENCED_LEADER_EPOCH",
   "UNKNOWN_LEADER_EPOCH",

@@ -202,17 +202,20 @@ export class Publishing {
     this.#spool.refuse(refused);
     this.#refused += refused.length;
     const failed = new Set([...refused.map(({ message }) => message.topic), ...delayed.keys()]);
-    for (const topic of new Set(acknowledged.map(({ topic }) => topic))) {
-      if (failed.has(topic) || !this.#held.delete(topic)) continue;
-      this.#told.delete(topic);
+    const taken = [...new Set(acknowledged.map(({ topic }) => topic))]
+      .filter((topic) => !failed.has(topic) && this.#held.delete(topic));
+    for (const topic of taken) this.#told.delete(topic);
+    if (taken.length > 0) {
       this.#tellHeldChanged();
-      this.#log.info("Kafka takes topic '{topic}' again", { topic });
+      this.#log.info("Kafka takes {topics} again", { topics: nameTopics(taken) });
     }
+    const isNew = new Set([...delayed.keys()].filter((topic) => !this.#held.has(topic)));
     for (const topic of failed) {
-      const isNew = !this.#held.has(topic);
       this.#hold(topic, Math.min(2 * (this.#held.get(topic)?.waitMs ?? FIRST_HOLD_MS / 2), LONGEST_HOLD_MS));
-      const delay = delayed.get(topic);
-      if (delay !== undefined) this.#tellDelay(topic, { ...delay, isNew });
+    }
+    for (const [reason, topics] of Map.groupBy(delayed.keys(), (topic) => delayed.get(topic)!.reason)) {
+      const { isPassing } = delayed.get(topics[0]!)!;
+      this.#tellDelay(topics, { reason, isPassing, isNew });
     }
     for (const { message: { topic }, reason } of refused) {
       if (this.#told.has(topic)) continue;
@@ -224,14 +227,18 @@ export class Publishing {
     }
   }
 
-  /** Says that a topic is not taken: what passes by itself is an error only when it lasts. */
-  #tellDelay(topic: string, { reason, isPassing, isNew }: Delay & { readonly isNew: boolean }): void {
-    const held = this.#held.get(topic)!;
-    const lasts = !isPassing || held.waitMs === LONGEST_HOLD_MS;
-    const text = "Kafka does not take topic '{topic}', trying again, others go on: {reason}";
-    if (lasts && !held.isTold) this.#log.error(text, { topic, reason });
-    else if (isNew) this.#log.warn(text, { topic, reason });
-    held.isTold ||= lasts;
+  /** Says that topics are not taken: what passes by itself is an error only when it lasts. */
+  #tellDelay(
+    topics: readonly string[],
+    { reason, isPassing, isNew }: Delay & { readonly isNew: ReadonlySet<string> },
+  ): void {
+    const text = "Kafka does not take {topics}, trying again, others go on: {reason}";
+    const lasts = topics.filter((topic) => !isPassing || this.#held.get(topic)!.waitMs === LONGEST_HOLD_MS);
+    const errors = lasts.filter((topic) => !this.#held.get(topic)!.isTold);
+    const warnings = topics.filter((topic) => isNew.has(topic) && !lasts.includes(topic));
+    if (errors.length > 0) this.#log.error(text, { topics: nameTopics(errors), reason });
+    if (warnings.length > 0) this.#log.warn(text, { topics: nameTopics(warnings), reason });
+    for (const topic of lasts) this.#held.get(topic)!.isTold = true;
   }
 
   #hold(topic: string, waitMs: number): void {
@@ -250,4 +257,10 @@ export class Publishing {
 function lingerOf(sent: readonly SpooledMessage[]): number {
   const parts = new Set(sent.map(({ topic }) => topic)).size;
   return Math.min(MAX_LINGER_MS, Math.max(LINGER_MS, parts / PARTS_PER_SECOND * 1000));
+}
+
+/** Names topics in a line of the log, of which a broker may lead thousands. */
+function nameTopics(topics: readonly string[]): string {
+  const [first] = topics;
+  return topics.length === 1 ? `topic '${first}'` : `${topics.length} topics, '${first}' among them`;
 }

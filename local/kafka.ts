@@ -24,10 +24,22 @@ export interface StartKafkaOptions {
   readonly autoCreateTopics?: boolean;
   /** Whether it looks at access control lists; where a topic has none, everybody may do all. Default: false. */
   readonly accessControl?: boolean;
+  /** Copies of a partition, unless who makes the topic says otherwise. Default: 1. */
+  readonly replicas?: number;
+  /** Cluster that it joins. Default: one of its own, which it controls. */
+  readonly joins?: KafkaCluster;
   /** Told what goes on. */
   readonly report?: (line: string) => void;
   /** Gives up the start. */
   readonly signal?: AbortSignal | undefined;
+}
+
+/** A cluster to join. */
+export interface KafkaCluster {
+  /** Its first broker, node 1. */
+  readonly controller: Kafka;
+  /** Number of the one that joins, from 2. */
+  readonly node: number;
 }
 
 /** Certificates of a broker. */
@@ -61,9 +73,11 @@ const DOWNLOAD_TIMEOUT_MS = 600_000;
 const DOWNLOAD_REPORT_MS = 5_000;
 const JARS_NOTE = "54 MB, once";
 const JVM_FLAGS = ["-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"];
-/** Any will do: a cluster of one. */
+/** Any will do: no cluster meets another. */
 const CLUSTER_ID = "c2l0ZV9jaGVja2VyX2xvYw";
 const PROPERTIES = "server.properties";
+/** Node that is the controller of its cluster. */
+const CONTROLLER = 1;
 /** Lines of its log that say why it ends; what it lets go of at the end comes behind them. */
 const LOG_ERROR_REGEXP = / (?:ERROR|FATAL) |^Caused by|^Exception in|^[\w.]+(?:Exception|Error): /;
 
@@ -139,27 +153,48 @@ export async function runKafkaTool(
   return decode(stdout);
 }
 
-/** A real Kafka broker, which is its own controller (KRaft). */
+/** What a {@linkcode Kafka} is made of. */
+export interface KafkaParts {
+  /** Folder of the jars. */
+  readonly jars: string;
+  /** Keeps others from the folder of the data. */
+  readonly lock: Disposable;
+  /** Number within the cluster. */
+  readonly node: number;
+  /** Port for plain text. */
+  readonly port: number;
+  /** Port for TLS, if it has certificates. */
+  readonly sslPort: number | undefined;
+  /** Port of the cluster's controller. */
+  readonly controllerPort: number;
+}
+
+/** A real Kafka broker; the first of a cluster is its controller too (KRaft). */
 export class Kafka implements AsyncDisposable {
   /** `host:port` for plain text. */
   readonly bootstrapServers: string;
   /** `host:port` over TLS, if it has certificates. */
   readonly sslBootstrapServers: string | undefined;
+  /** Port of its cluster's controller. */
+  readonly controllerPort: number;
   readonly #folder: string;
   readonly #jars: string;
   readonly #port: number;
+  readonly #node: number;
   readonly #lock: Disposable;
   #child: Child | undefined;
 
   /** Use {@linkcode startKafka}. */
   constructor(
     folder: string,
-    { jars, lock, port, sslPort }: { jars: string; lock: Disposable; port: number; sslPort: number | undefined },
+    { jars, lock, node, port, sslPort, controllerPort }: KafkaParts,
   ) {
     this.#folder = folder;
     this.#jars = jars;
     this.#lock = lock;
+    this.#node = node;
     this.#port = port;
+    this.controllerPort = controllerPort;
     this.bootstrapServers = `127.0.0.1:${port}`;
     this.sslBootstrapServers = sslPort === undefined ? undefined : `127.0.0.1:${sslPort}`;
   }
@@ -194,7 +229,7 @@ export class Kafka implements AsyncDisposable {
     try {
       await Deno.writeTextFile(`${this.#folder}/kafka.pid`, String(child.pid));
       const until = performance.now() + START_TIMEOUT_MS;
-      while (!await answers(this.#port)) {
+      while (!await answers(this.#port, this.#node)) {
         if (!child.running || performance.now() > until) {
           const end = await child.tail(15, LOG_ERROR_REGEXP);
           throw new Error(`Cannot start Kafka, its log in ${this.#folder}/kafka.log ends with:\n${end}`);
@@ -240,6 +275,8 @@ export async function startKafka(
     tls,
     autoCreateTopics = true,
     accessControl = false,
+    replicas = 1,
+    joins,
     report = () => {},
     signal,
   }: StartKafkaOptions,
@@ -252,18 +289,19 @@ export async function startKafka(
   try {
     const pid = Number(await Deno.readTextFile(`${folder}/kafka.pid`).catch(() => "0"));
     await endLeftover(pid, { mark: `${folder}/${PROPERTIES}`, stopSignal: "SIGTERM" });
-    const [freePort, freeSslPort, controllerPort] = freePorts(3) as [number, number, number];
+    const [freePort, freeSslPort, freeControllerPort] = freePorts(3) as [number, number, number];
     const plainPort = port ?? freePort;
     const ports = {
       plainPort,
       advertisedPort: advertisedPort ?? plainPort,
       sslPort: sslPort ?? freeSslPort,
-      controllerPort,
+      controllerPort: joins?.controller.controllerPort ?? freeControllerPort,
     };
+    const node = joins?.node ?? CONTROLLER;
     await Deno.remove(`${folder}/kafka.log`).catch(() => {});
     await Deno.writeTextFile(
       `${folder}/${PROPERTIES}`,
-      serverProperties({ ...ports, tls, autoCreateTopics, accessControl }),
+      serverProperties({ ...ports, node, replicas, tls, autoCreateTopics, accessControl }),
       {
         mode: 0o600,
       },
@@ -276,8 +314,10 @@ export async function startKafka(
     const kafka = new Kafka(folder, {
       jars,
       lock,
+      node,
       port: ports.plainPort,
       sslPort: tls === undefined ? undefined : ports.sslPort,
+      controllerPort: ports.controllerPort,
     });
     await kafka.start({ signal });
     return kafka;
@@ -288,6 +328,8 @@ export async function startKafka(
 }
 
 interface Properties {
+  readonly node: number;
+  readonly replicas: number;
   readonly plainPort: number;
   readonly advertisedPort: number;
   readonly sslPort: number;
@@ -298,16 +340,18 @@ interface Properties {
 }
 
 function serverProperties(
-  { plainPort, advertisedPort, sslPort, controllerPort, tls, autoCreateTopics, accessControl }: Properties,
+  { node, replicas, plainPort, advertisedPort, sslPort, controllerPort, tls, autoCreateTopics, accessControl }:
+    Properties,
 ): string {
   const at = (port: number) => [`PLAINTEXT://127.0.0.1:${port}`, ...(tls ? [`SSL://127.0.0.1:${sslPort}`] : [])];
   const pem = (text: string) => text.trim().replaceAll("\n", "\\n");
+  const isController = node === CONTROLLER;
   return Object.entries({
-    "process.roles": "broker,controller",
-    "node.id": "1",
-    "controller.quorum.voters": `1@127.0.0.1:${controllerPort}`,
+    "process.roles": isController ? "broker,controller" : "broker",
+    "node.id": String(node),
+    "controller.quorum.voters": `${CONTROLLER}@127.0.0.1:${controllerPort}`,
     "controller.listener.names": "CONTROLLER",
-    "listeners": [...at(plainPort), `CONTROLLER://127.0.0.1:${controllerPort}`].join(","),
+    "listeners": [...at(plainPort), ...(isController ? [`CONTROLLER://127.0.0.1:${controllerPort}`] : [])].join(","),
     "advertised.listeners": at(advertisedPort).join(","),
     "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SSL:SSL,CONTROLLER:PLAINTEXT",
     "inter.broker.listener.name": "PLAINTEXT",
@@ -315,8 +359,8 @@ function serverProperties(
     "log.dirs": "data",
     "auto.create.topics.enable": String(autoCreateTopics),
     "num.partitions": "1",
-    "default.replication.factor": "1",
-    "offsets.topic.replication.factor": "1",
+    "default.replication.factor": String(replicas),
+    "offsets.topic.replication.factor": String(replicas),
     "offsets.topic.num.partitions": "4",
     "transaction.state.log.replication.factor": "1",
     "transaction.state.log.min.isr": "1",
@@ -345,7 +389,7 @@ function serverProperties(
  * Whether a broker answers, and knows of itself as one that takes requests: until then, topics can't be made (Kafka
  * protocol, Metadata v1 with no topics).
  */
-function answers(port: number): Promise<boolean> {
+function answers(port: number, node: number): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect({ host: "127.0.0.1", port });
     const end = (result: boolean) => {
@@ -355,12 +399,24 @@ function answers(port: number): Promise<boolean> {
     socket.setTimeout(1_000, () => end(false));
     socket.on("error", () => end(false));
     socket.on("close", () => resolve(false));
-    // Length, correlation id, number of brokers.
-    socket.on("data", (bytes: Buffer) => end(bytes.length >= 12 && bytes.readInt32BE(8) > 0));
+    socket.on("data", (bytes: Buffer) => end(nodesOf(bytes).includes(node)));
     // Length 14, API key 3, version 1, correlation id 1, client id null, topics none.
     const request = [0, 0, 0, 14, 0, 3, 0, 1, 0, 0, 0, 1, 255, 255, 0, 0, 0, 0];
     socket.on("connect", () => socket.write(new Uint8Array(request)));
   });
+}
+
+/** Nodes that an answer names: length, correlation id, number of brokers, then number, host, port and rack of each. */
+function nodesOf(answer: Buffer): number[] {
+  const nodes: number[] = [];
+  const count = answer.length < 12 ? 0 : answer.readInt32BE(8);
+  for (let at = 12; nodes.length < count;) {
+    nodes.push(answer.readInt32BE(at));
+    const hostBytes = answer.readInt16BE(at + 4);
+    const rackBytes = answer.readInt16BE(at + 6 + hostBytes + 4);
+    at += 6 + hostBytes + 4 + 2 + Math.max(0, rackBytes);
+  }
+  return nodes;
 }
 
 const MIN_JAVA = 17;
