@@ -66,14 +66,13 @@ class Queue {
   }
 
   get stoodMs(): number {
-    // It may be asked before the wake-up that is late.
-    return this.#stoodMs + (this.#timeout === undefined ? 0 : noticed(performance.now() - this.#wakeAt));
+    return this.#stoodBy(performance.now());
   }
 
   add(call: () => void): Entry<Waiting> {
     const now = performance.now();
     if (this.#timeout === undefined) this.#sleep(this.#ms, now);
-    return this.#waiting.add({ dueAt: now + this.#ms - this.#stoodMs, call });
+    return this.#waiting.add({ dueAt: now + this.#ms - this.#stoodBy(now), call });
   }
 
   delete(entry: Entry<Waiting>): void {
@@ -81,6 +80,11 @@ class Queue {
     if (this.#waiting.first !== null) return;
     clearTimeout(this.#timeout);
     this.#timeout = undefined;
+  }
+
+  /** With what the next wake-up will notice: it may be late itself, and others have their turn before it. */
+  #stoodBy(now: number): number {
+    return this.#stoodMs + (this.#timeout === undefined ? 0 : noticed(now - this.#wakeAt));
   }
 
   #sleep(ms: number, now: number): void {

@@ -42,6 +42,18 @@ Deno.test("Timer does not count time in which the process stands still", async (
   assert.equal(await end, 3);
 });
 
+Deno.test("Timer that begins when the process goes on has no more than its own time", async () => {
+  using _before = new Timer(100, () => {});
+  const until = performance.now() + 1_000;
+  while (performance.now() < until);
+  const called: string[] = [];
+  const { promise: end, resolve } = Promise.withResolvers<void>();
+  new Timer(100, () => called.push("timer"));
+  setTimeout(() => resolve(), 700);
+  await end;
+  assert.deepEqual(called, ["timer"]);
+});
+
 Deno.test("Timer leaves nothing that runs when the last of its length is let go of", () => {
   // The test's sanitizers would find it.
   for (let i = 0; i < 3; i++) new Timer(60_000, () => {})[Symbol.dispose]();
