@@ -9,18 +9,16 @@ import { type OutgoingMessage, retryRefused } from "../lib/spool_file.ts";
 import { startKafka } from "../local/kafka.ts";
 import {
   administer,
+  drained,
   eventually,
   logOf,
+  messageOf,
   publishSettings,
   readByConsole,
   setRule,
   testStack,
   uniqueName,
 } from "./support.ts";
-
-function messageOf(topic: string, value: string): OutgoingMessage {
-  return { topic, key: topic, value: Buffer.from(JSON.stringify({ value })), timestamp: Date.now() };
-}
 
 /** Text that gzip can't make much smaller. */
 function noise(bytes: number): string {
@@ -152,11 +150,6 @@ Deno.test("Publishing holds up no topic for one that Kafka does not take now, an
   for (const topic of [slow, good]) assert.deepEqual(await valuesOf(topic, await endOf(topic)), expected);
   assert.ok(lines.includes(`Kafka takes topic '${slow}' again`));
 });
-
-/** Ends it with the test, however that ends. */
-function drained(publishing: Publishing): Publishing & AsyncDisposable {
-  return Object.assign(publishing, { [Symbol.asyncDispose]: async () => void await publishing.drain(0) });
-}
 
 Deno.test("Publishing sets aside what is too large, says so once, and sends it when it is tried again", async () => {
   const topic = uniqueName("refused");

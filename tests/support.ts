@@ -16,7 +16,9 @@ import pg from "pg";
 import type { PublishSettings } from "../lib/config.ts";
 import { silenceTimeoutWarning } from "../lib/kafka.ts";
 import type { Log } from "../lib/log.ts";
+import type { Publishing } from "../lib/publishing.ts";
 import { type Setting, SETTINGS, variableNames } from "../lib/setting.ts";
+import type { OutgoingMessage } from "../lib/spool_file.ts";
 import { runKafkaTool } from "../local/kafka.ts";
 import { REPOSITORY } from "../local/repository.ts";
 import { taskCommand } from "../local/task.ts";
@@ -389,6 +391,16 @@ export function publishSettings(
     sharedTopic: null,
     newTopics: { partitions: null, replicationFactor: null, retentionMs: null, ...newTopics },
   };
+}
+
+/** A message whose value says no more than some text. */
+export function messageOf(topic: string, value: string): OutgoingMessage {
+  return { topic, key: topic, value: Buffer.from(JSON.stringify({ value })), timestamp: Date.now() };
+}
+
+/** Ends it with the test, however that ends. */
+export function drained(publishing: Publishing): Publishing & AsyncDisposable {
+  return Object.assign(publishing, { [Symbol.asyncDispose]: async () => void await publishing.drain(0) });
 }
 
 /** A message of the producer, for a check of a site at a time. */
