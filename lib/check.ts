@@ -6,6 +6,7 @@ import type { Evaluator } from "./evaluator.ts";
 import { type Exchange, exchangeOver, failedExchange, prepare } from "./exchange.ts";
 import { answerTexts, type TextAnswers } from "./expectation.ts";
 import { throwIfOurs } from "./failure.ts";
+import { type Fetch, fetchAnswer } from "./fetch.ts";
 import type { Inspector } from "./inspector.ts";
 import type { Metric } from "./metric.ts";
 import type { Tokens } from "./token.ts";
@@ -32,7 +33,7 @@ export interface CheckOptions {
   /** Is told for how long the process stood still meanwhile, in ms, if it did. */
   readonly onStandstill?: (stoodMs: number) => void;
   /** Does the exchange. */
-  readonly fetch?: typeof globalThis.fetch;
+  readonly fetch?: Fetch;
   /** Is told what the verdict is made from, see lib/trace.ts. */
   readonly observer?: CheckObserver;
 }
@@ -71,7 +72,7 @@ export async function check(
     tokens = null,
     bodies,
     onStandstill,
-    fetch = globalThis.fetch,
+    fetch = fetchAnswer,
     observer,
   }: CheckOptions,
 ): Promise<Metric> {

@@ -1,13 +1,14 @@
 import { createHash, hash } from "node:crypto";
 import type { Limits, Site } from "./site.ts";
+import type { ClientSettings } from "./client.ts";
 import type { EncodedText } from "./evaluation.ts";
+import type { Answer, Fetch } from "./fetch.ts";
 import { hideUserInfo } from "./secret.ts";
 import { type Failure, LimitError, RedirectError } from "./failure.ts";
 import type { Phase } from "./metric.ts";
 import { Timer } from "./timer.ts";
 import { isBlockedPort } from "./value.ts";
 
-const READ_BYTES = 16 * 1024;
 /** A body of no more is read at once, which costs less than by its stream. */
 const WHOLE_BYTES = 256 * 1024;
 /** Headers that tell no host what is meant for another. */
@@ -27,6 +28,8 @@ export interface PreparedRequest {
   readonly body: Uint8Array<ArrayBuffer> | null;
   /** Client that sends it. */
   readonly client: Deno.HttpClient;
+  /** How the site is connected to. */
+  readonly settings: ClientSettings;
   /** What is not waited for, read or followed. */
   readonly limits: Limits;
 }
@@ -60,7 +63,7 @@ export interface Body extends EncodedText {
 }
 
 /** What is to be sent to a site. */
-export function prepare({ url, request, limits }: Site, client: Deno.HttpClient): PreparedRequest {
+export function prepare({ url, request, client: settings, limits }: Site, client: Deno.HttpClient): PreparedRequest {
   const { method, headers, body, authorization } = request;
   return {
     url,
@@ -68,6 +71,7 @@ export function prepare({ url, request, limits }: Site, client: Deno.HttpClient)
     headers: authorization === null ? headers : { ...headers, authorization },
     body,
     client,
+    settings,
     limits,
   };
 }
@@ -77,7 +81,7 @@ export interface ExchangeOptions {
   /** Ends the exchange. */
   readonly signal: AbortSignal;
   /** Does it. */
-  readonly fetch: typeof globalThis.fetch;
+  readonly fetch: Fetch;
   /** Bytes of the body to keep. */
   readonly keepBytes: number;
 }
@@ -109,7 +113,15 @@ export async function exchangeOver(
   try {
     for (let hop = request;;) {
       phase = "first_byte";
-      const response = await fetch(hop.url, initOf(hop, head?.signal ?? signal));
+      const { method, headers, body: content, client, settings } = hop;
+      const response = await fetch(hop.url, {
+        method,
+        headers,
+        body: content,
+        client,
+        settings,
+        signal: head?.signal ?? signal,
+      });
       exchange.status = response.status;
       exchange.firstByteMs = performance.now() - start;
       phase = "download";
@@ -125,7 +137,7 @@ export async function exchangeOver(
         exchange.body = body instanceof Uint8Array ? wholeBody(response, { body, keepBytes }) : body;
         return exchange;
       }
-      await response.body?.cancel();
+      await response.cancel();
       hop = redirected(hop, { status: response.status, location, redirects: exchange.redirects });
       exchange.redirects++;
       exchange.finalUrl = hop.url;
@@ -136,15 +148,6 @@ export async function exchangeOver(
   } finally {
     head?.clear();
   }
-}
-
-/** What fetch is told; what it takes for granted is left out, since it looks long at each property. */
-function initOf(
-  { method, headers, body, client }: PreparedRequest,
-  signal: AbortSignal,
-): RequestInit & { readonly client: Deno.HttpClient } {
-  const init = { headers, client, signal, redirect: "manual" } as const;
-  return method === "GET" && body === null ? init : { ...init, method, body };
 }
 
 interface Redirect {
@@ -236,12 +239,12 @@ function nextTarget(
  * Whether the body may be read at once: the length of one that is not decoded is what its head says, or it is an error,
  * so that it needs no bounds.
  */
-function isToldShort({ headers }: Response, maxBytes: number): boolean {
+function isToldShort({ headers }: Answer, maxBytes: number): boolean {
   return Number(headers.get("content-length") ?? NaN) <= Math.min(WHOLE_BYTES, maxBytes) &&
     !headers.has("content-encoding");
 }
 
-function wholeBody({ headers }: Response, { body, keepBytes }: { body: Uint8Array; keepBytes: number }): Body {
+function wholeBody({ headers }: Answer, { body, keepBytes }: { body: Uint8Array; keepBytes: number }): Body {
   return {
     bytes: body.length,
     // A copy: what is handed to another thread takes the whole memory of a view with it.
@@ -257,23 +260,17 @@ interface ReadOptions {
 }
 
 /** Reads a body piece by piece, as long as it may be. */
-async function readParts({ body, headers }: Response, { keepBytes, maxBytes }: ReadOptions): Promise<Body> {
+async function readParts(answer: Answer, { keepBytes, maxBytes }: ReadOptions): Promise<Body> {
   const sum = createHash("sha256");
   const kept: Uint8Array[] = [];
   let bytes = 0;
-  // One buffer for all reads: one for each, as `for await` takes, costs nearly as much as the rest of a check.
-  const reader = body?.getReader({ mode: "byob" });
-  for (let buffer = new Uint8Array(READ_BYTES); reader !== undefined;) {
-    const { done, value: chunk } = await reader.read(buffer);
-    if (done) break;
-    sum.update(chunk);
-    if (bytes < keepBytes) kept.push(chunk.slice(0, keepBytes - bytes));
-    bytes += chunk.length;
+  for await (const piece of answer.pieces()) {
+    sum.update(piece);
+    if (bytes < keepBytes) kept.push(piece.slice(0, keepBytes - bytes));
+    bytes += piece.length;
     if (bytes > maxBytes) {
-      await reader.cancel();
       throw new LimitError("body_too_large", `expected a body of at most ${maxBytes} bytes, got more`);
     }
-    buffer = new Uint8Array(chunk.buffer);
   }
-  return { bytes, kept, sha256: sum.digest("hex"), contentType: headers.get("content-type") };
+  return { bytes, kept, sha256: sum.digest("hex"), contentType: answer.headers.get("content-type") };
 }

@@ -13,6 +13,7 @@ import { Evaluator } from "./evaluator.ts";
 
 import type { Exchange } from "./exchange.ts";
 import type { TextAnswers } from "./expectation.ts";
+import { type Answer, type Fetch, fetchAnswer, type FetchOptions } from "./fetch.ts";
 import { Inspector } from "./inspector.ts";
 import { isWithin } from "./maintenance.ts";
 import type { CheckError, Metric } from "./metric.ts";
@@ -146,7 +147,7 @@ export interface TraceSiteOptions {
   /** Looks at connections. */
   readonly inspect?: (url: string, options: InspectConnectionOptions) => Promise<Inspection | null>;
   /** Does the exchange. */
-  readonly fetch?: typeof globalThis.fetch;
+  readonly fetch?: Fetch;
 }
 
 type Mutable<T> = { -readonly [K in keyof T]: T[K] };
@@ -178,7 +179,7 @@ export async function traceSite(site: Site, options: TraceSiteOptions = {}): Pro
       inspect: (url, options) => tracer.inspect(url, options),
       onFault: (_, error) => tracer.tellFault(site.url, error),
     }),
-    fetch: (target, init) => tracer.fetch(target, init),
+    fetch: (url, options) => tracer.fetch(url, options),
     observer: tracer,
     ...(options.signal && { signal: options.signal }),
   });
@@ -191,7 +192,7 @@ class Tracer implements CheckObserver, Disposable {
   readonly #site: Site;
   readonly #start = performance.now();
   readonly #inspect: NonNullable<TraceSiteOptions["inspect"]>;
-  readonly #fetch: typeof globalThis.fetch;
+  readonly #fetch: Fetch;
   readonly #hops: Mutable<TracedHop>[] = [];
   /** Looks by origin, each to be shown with the first request there. */
   readonly #looks = new Map<string, Promise<TracedConnection | null>>();
@@ -205,7 +206,7 @@ class Tracer implements CheckObserver, Disposable {
 
   constructor(
     site: Site,
-    { signal, inspect = inspectConnection, fetch = globalThis.fetch }: TraceSiteOptions,
+    { signal, inspect = inspectConnection, fetch = fetchAnswer }: TraceSiteOptions,
   ) {
     this.#site = site;
     this.#inspect = inspect;
@@ -224,16 +225,16 @@ class Tracer implements CheckObserver, Disposable {
   }
 
   /** Sends a request of the check, and looks at the connection beside it where it leads to another host. */
-  async fetch(target: URL | Request | string, init?: RequestInit): Promise<Response> {
-    const url = String(target);
+  async fetch(url: string, options: FetchOptions): Promise<Answer> {
+    const { method = "GET", headers, body } = options;
     const hop = this.#begin(url, {
-      method: init?.method ?? "GET",
-      headers: this.#sentHeaders(new Headers(init?.headers)),
-      body_bytes: init?.body instanceof Uint8Array ? init.body.length : null,
+      method,
+      headers: this.#sentHeaders(new Headers(headers)),
+      body_bytes: body?.length ?? null,
     });
     this.#lookBeside(url);
     try {
-      const response = await this.#fetch(target, init);
+      const response = await this.#fetch(url, options);
       hop.first_byte_ms = this.#now() - hop.start_ms;
       const { status, statusText, headers } = response;
       hop.response = {

@@ -22,6 +22,10 @@ export interface Misbehaviour {
   readonly error: Metric["error"];
   /** Part of the check that fails. */
   readonly phase: Metric["failed_phase"];
+  /** Class by the runtime's `fetch`, where it is another. */
+  readonly errorOfRuntime?: Metric["error"];
+  /** Whether the runtime's `fetch` has no means against it. */
+  readonly holdsUpRuntime?: boolean;
 }
 
 /** Ports of {@linkcode serveSites}. */
@@ -83,6 +87,24 @@ export const MISBEHAVIOURS: Readonly<Record<string, Misbehaviour>> = {
   endless_body: { answer: flood(`${HEAD}\r\n`, SPACE), error: "body_too_large", phase: "download" },
   endless_headers: { answer: flood(HEAD, `x-a: ${"b".repeat(1_000)}\r\n`), error: "protocol", phase: "first_byte" },
   endless_garbage: { answer: flood("", SPACE), error: "protocol", phase: "first_byte" },
+  endless_header: { answer: flood(`${HEAD}x: `, SPACE), error: "protocol", phase: "first_byte" },
+  endless_hints: {
+    answer: flood("", "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n"),
+    holdsUpRuntime: true,
+    error: "protocol",
+    phase: "first_byte",
+  },
+  endless_chunk_extension: {
+    answer: flood(`${HEAD}transfer-encoding: chunked\r\n\r\n5;`, "x".repeat(64 * 1024)),
+    error: "body_timeout",
+    errorOfRuntime: "protocol",
+    phase: "download",
+  },
+  endless_trailer: {
+    answer: flood(`${HEAD}transfer-encoding: chunked\r\n\r\n0\r\n`, `x-a: ${"b".repeat(1_000)}\r\n`),
+    error: "protocol",
+    phase: "download",
+  },
   gzip_bomb: { answer: bomb("gzip"), error: "body_too_large", phase: "download" },
   brotli_bomb: { answer: bomb("br"), error: "body_too_large", phase: "download" },
   silent: { answer: () => {}, error: "timeout", phase: "first_byte" },
@@ -111,7 +133,8 @@ export const MISBEHAVIOURS: Readonly<Record<string, Misbehaviour>> = {
   closed: { answer: (socket) => void socket.destroy(), error: "reset", phase: "first_byte" },
   reset_in_body: {
     answer: (socket) => void socket.write(`${HEAD}content-length: 9\r\n\r\nabc`, () => socket.resetAndDestroy()),
-    error: "protocol",
+    error: "reset",
+    errorOfRuntime: "protocol",
     phase: "download",
   },
   no_utf8: {

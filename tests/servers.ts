@@ -18,13 +18,13 @@ export function serve(
 }
 
 /** Does what it likes with a connection, once a first piece of the request has come. */
-export async function serveRaw(answer: (socket: Socket) => void): Promise<TestServer> {
+export async function serveRaw(answer: (socket: Socket, first: Buffer) => void): Promise<TestServer> {
   const sockets = new Set<Socket>();
   const server = createServer((socket) => {
     sockets.add(socket);
     socket.on("error", () => {});
     socket.on("close", () => sockets.delete(socket));
-    socket.once("data", () => answer(socket));
+    socket.once("data", (first: Buffer) => answer(socket, first));
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   const { port } = server.address() as { port: number };

@@ -92,11 +92,11 @@ class TestChecker implements Disposable {
     this.tokens = new Tokens(options);
   }
 
-  async check(site: Site, fetch = globalThis.fetch): Promise<Metric> {
+  async check(site: Site): Promise<Metric> {
     const client = this.#clients.get(site.client);
     const { tokens } = this;
     const evaluator = this.#evaluator;
-    const metric = await check(site, { scheduledAt: new Date(), client, evaluator, tokens, fetch });
+    const metric = await check(site, { scheduledAt: new Date(), client, evaluator, tokens });
     assert.doesNotMatch(JSON.stringify(metric), /hunter2|token-/);
     return metric;
   }

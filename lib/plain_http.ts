@@ -1,0 +1,350 @@
+import { HTTPParser } from "node:_http_common";
+import { Buffer } from "node:buffer";
+import { decodeContent, isKnownCoding } from "./content_coding.ts";
+import { errorMessage } from "./error.ts";
+import type { Answer, FetchOptions } from "./fetch.ts";
+
+/** Bytes that are read at a time. */
+const READ_BYTES = 16 * 1024;
+/** A longer head of a response, or one of more headers, is not taken; fetch has about the same bounds. */
+const MAX_HEAD_BYTES = 384 * 1024;
+const MAX_HEADERS = 100;
+/** Buffers that are kept for later reads. */
+const MAX_KEPT = 256;
+const DEFAULT_PORT = 80;
+
+/** Parser of HTTP/1.1, as far as it is used; its events are properties with these numbers. */
+interface ResponseParser {
+  initialize(kind: number, resource: object, maxHeadBytes: number, lenient: number): void;
+  /** @returns The number of bytes that were taken, or an error. */
+  execute(bytes: Uint8Array): number | ParseError;
+  finish(): void;
+  [event: number]: (...args: never[]) => unknown;
+}
+
+type ParseError = Error & { readonly code: string; readonly reason: string };
+
+const {
+  RESPONSE,
+  kOnHeaders,
+  kOnHeadersComplete,
+  kOnBody,
+  kOnMessageComplete,
+  kLenientOptionalCRBeforeLF,
+  kLenientChunkedLength,
+} = HTTPParser as Record<string, number>;
+
+/** What is accepted although it breaks the rules, as the runtime's `fetch` does: many sites do. */
+const LENIENT = kLenientOptionalCRBeforeLF! | kLenientChunkedLength!;
+
+/**
+ * Sends a request over HTTP/1.1 without TLS, on a connection of its own, as the runtime's `fetch` does with a client that
+ * keeps none: what it sends, what it takes, and what it says where that fails is the same (tests/plain_http_test.ts
+ * compares them). It costs half as much. The parser is llhttp, which the runtime has for `node:http`.
+ *
+ * @throws A `TypeError` with what fetch would say, `Deno.errors.NotCapable`, or the signal's reason.
+ */
+export async function fetchPlain(
+  url: string,
+  { method = "GET", headers, body, signal }: FetchOptions,
+): Promise<Answer> {
+  const target = new URL(url);
+  const request = encodeRequest(target, { method, headers, body: body ?? null });
+  const connection = await connect(target, signal);
+  return await new PlainExchange(connection, { isHead: method === "HEAD", signal }).begin(request);
+}
+
+async function connect({ hostname, port }: URL, signal: AbortSignal): Promise<Deno.TcpConn> {
+  signal.throwIfAborted();
+  try {
+    return await Deno.connect({
+      hostname: hostname.replace(/^\[|\]$/g, ""),
+      port: port === "" ? DEFAULT_PORT : Number(port),
+      signal,
+    });
+  } catch (error) {
+    signal.throwIfAborted();
+    throw asFetchError(error);
+  }
+}
+
+/** A failure to connect in the words of fetch, by which failures are told apart (lib/failure.ts). */
+function asFetchError(error: unknown): unknown {
+  if (error instanceof Deno.errors.NotCapable) return error;
+  const message = errorMessage(error);
+  const isOfName = message.startsWith("failed to lookup address");
+  return fetchFailed(`client error (Connect): ${isOfName ? "dns error" : "tcp connect error"}: ${message}`);
+}
+
+interface PlainRequest {
+  readonly method: string;
+  readonly headers: Readonly<Record<string, string>>;
+  readonly body: Uint8Array<ArrayBuffer> | null;
+}
+
+/** Header that is one (RFC 9110, 5.1 and 5.5). */
+const NAME_REGEXP = /^[\w!#$%&'*+.^`|~-]+$/;
+const VALUE_REGEXP = /^[^\0\r\n\u0100-\uffff]*$/;
+
+function headerLine(name: string, value: string): string {
+  if (!NAME_REGEXP.test(name) || !VALUE_REGEXP.test(value)) throw new TypeError(`Expected a header, got '${name}'`);
+  return `${name}: ${value}\r\n`;
+}
+
+/** The request as it is sent, with the headers that fetch adds. */
+function encodeRequest({ host, pathname, search }: URL, { method, headers, body }: PlainRequest): Uint8Array {
+  let head = `${method} ${pathname}${search} HTTP/1.1\r\n`;
+  if (!("host" in headers)) head += `host: ${host}\r\n`;
+  for (const name in headers) head += headerLine(name, headers[name]!);
+  if (!("accept" in headers)) head += "accept: */*\r\n";
+  if (!("accept-language" in headers)) head += "accept-language: *\r\n";
+  if (!("accept-encoding" in headers)) head += "accept-encoding: gzip,br\r\n";
+  if (body !== null) head += `content-length: ${body.length}\r\n`;
+  else if (method === "POST" || method === "PUT") head += "content-length: 0\r\n";
+  const bytes = Buffer.from(`${head}\r\n`, "latin1");
+  return body === null ? bytes : Buffer.concat([bytes, body]);
+}
+
+/** Of the end of a head. */
+type HeadArgs = [
+  major: number,
+  minor: number,
+  headers: readonly string[] | undefined,
+  method: unknown,
+  url: unknown,
+  status: number,
+  statusText: string,
+];
+
+/** Buffers of reads that have ended: those of the next are warm in the caches then. */
+const buffers: Buffer[] = [];
+
+/** One request and its response on a connection, which it closes. */
+class PlainExchange {
+  readonly #connection: Deno.TcpConn;
+  readonly #isHead: boolean;
+  readonly #signal: AbortSignal;
+  readonly #parser: ResponseParser = new HTTPParser();
+  readonly #buffer = buffers.pop() ?? Buffer.allocUnsafeSlow(READ_BYTES);
+  #status = 0;
+  #statusText = "";
+  #headers: string[] = [];
+  #headBytes = 0;
+  #hasHead = false;
+  #hasAll = false;
+  /** What the rest of the body is lost to. */
+  #failure: TypeError | null = null;
+  #isOpen = true;
+  #isReading = false;
+  readonly #abort = () => this.close();
+  /** Pieces of the body that were read, and not yet handed on. */
+  #pieces: Uint8Array<ArrayBuffer>[] = [];
+
+  constructor(
+    connection: Deno.TcpConn,
+    { isHead, signal }: { readonly isHead: boolean; readonly signal: AbortSignal },
+  ) {
+    this.#connection = connection;
+    this.#isHead = isHead;
+    this.#signal = signal;
+    signal.addEventListener("abort", this.#abort);
+    const parser = this.#parser;
+    parser.initialize(RESPONSE!, {}, MAX_HEAD_BYTES, LENIENT);
+    parser[kOnHeaders!] = (headers: readonly string[]) => this.#addHeaders(headers);
+    parser[kOnHeadersComplete!] = (...args: HeadArgs) => this.#endHead(...args);
+    parser[kOnBody!] = (piece: Uint8Array<ArrayBuffer>) => this.#pieces.push(piece);
+    parser[kOnMessageComplete!] = () => this.#hasAll = this.#hasHead;
+  }
+
+  /** Whether the response is over with its head. */
+  get isBare(): boolean {
+    return this.#hasAll && this.#pieces.length === 0;
+  }
+
+  /** Sends the request, and reads the response's head. */
+  async begin(request: Uint8Array): Promise<Answer> {
+    try {
+      this.#signal.throwIfAborted();
+      // Not waited for: a server may answer before it has all of it, and close.
+      const sent = sendAll(this.#connection, request);
+      sent.catch(() => {});
+      while (!this.#hasHead) await this.#read();
+      return new PlainAnswer({ status: this.#status, statusText: this.#statusText, list: this.#headers }, this);
+    } catch (error) {
+      this.close();
+      this.#signal.throwIfAborted();
+      throw error;
+    }
+  }
+
+  /** Reads the body to its end; pieces of it hold until the next is asked for. */
+  async *body(): AsyncGenerator<Uint8Array<ArrayBuffer>, void> {
+    try {
+      while (true) {
+        const pieces = this.#pieces;
+        this.#pieces = [];
+        yield* pieces;
+        if (this.#hasAll) return;
+        await this.#read();
+      }
+    } catch (error) {
+      this.#signal.throwIfAborted();
+      throw error;
+    } finally {
+      this.close();
+    }
+  }
+
+  /** Reads all of the body, which is to be short. */
+  async bytes(): Promise<Uint8Array<ArrayBuffer>> {
+    const copies: Uint8Array<ArrayBuffer>[] = [];
+    try {
+      while (true) {
+        for (const piece of this.#pieces) copies.push(piece.slice());
+        this.#pieces = [];
+        if (this.#hasAll) break;
+        await this.#read();
+      }
+    } catch (error) {
+      this.#signal.throwIfAborted();
+      throw error;
+    } finally {
+      this.close();
+    }
+    return copies.length === 1 ? copies[0]! : new Uint8Array(Buffer.concat(copies));
+  }
+
+  /** Ends it. */
+  close(): void {
+    if (!this.#isOpen) return;
+    this.#isOpen = false;
+    this.#signal.removeEventListener("abort", this.#abort);
+    this.#connection.close();
+    if (!this.#isReading && buffers.length < MAX_KEPT) buffers.push(this.#buffer);
+  }
+
+  #addHeaders(headers: readonly string[]): void {
+    // Those behind the body are nobody's.
+    if (!this.#hasHead) this.#headers.push(...headers);
+  }
+
+  /** @returns 1 where no body follows, whatever the headers say. */
+  #endHead(...[, , headers, , , status, statusText]: HeadArgs): number {
+    // Such as 100 (Continue): the response follows.
+    if (status >= 100 && status < 200 && status !== 101) {
+      this.#headers = [];
+      return 0;
+    }
+    this.#headers.push(...headers ?? []);
+    this.#status = status;
+    this.#statusText = statusText;
+    this.#hasHead = true;
+    return this.#isHead ? 1 : 0;
+  }
+
+  /** Reads what has come, or waits for more. */
+  async #read(): Promise<void> {
+    if (this.#failure !== null) throw this.#failure;
+    const bytes = await this.#receive();
+    if (bytes === null) {
+      // Where nothing tells the length of the body, its end is that of the connection.
+      if (this.#hasHead) this.#parser.finish();
+      if (this.#hasAll) return;
+      throw this.#hasHead ? bodyFailed() : requestFailed("connection closed before message completed");
+    }
+    if (!this.#hasHead) this.#headBytes += bytes;
+    const result = this.#parser.execute(this.#buffer.subarray(0, bytes));
+    if (this.#headers.length / 2 > MAX_HEADERS || !this.#hasHead && this.#headBytes > MAX_HEAD_BYTES) {
+      throw requestFailed("message head is too large");
+    }
+    // What follows the end of the response is nobody's.
+    if (this.#hasAll) return;
+    if (typeof result === "number") return;
+    if (!this.#hasHead) throw requestFailed(describe(result));
+    // What came before it is still to be handed on.
+    this.#failure = bodyFailed();
+  }
+
+  /** @returns The number of bytes in the buffer; null at the end. */
+  async #receive(): Promise<number | null> {
+    this.#isReading = true;
+    try {
+      const bytes = await this.#connection.read(this.#buffer);
+      this.#isReading = false;
+      return bytes;
+    } catch (error) {
+      throw this.#hasHead ? bodyFailed(error) : fetchFailed(errorMessage(error));
+    }
+  }
+}
+
+function fetchFailed(message: string): TypeError {
+  return new TypeError("fetch failed", { cause: new Error(message) });
+}
+
+function requestFailed(message: string): TypeError {
+  return fetchFailed(`client error (SendRequest): ${message}`);
+}
+
+function bodyFailed(cause?: unknown): TypeError {
+  return new TypeError("error reading a body from connection", { cause });
+}
+
+/** What fetch says of a bad head, by the parser's codes. */
+const COMPLAINTS: Readonly<Record<string, string>> = {
+  HPE_HEADER_OVERFLOW: "message head is too large",
+  HPE_INVALID_CONSTANT: "invalid HTTP version parsed",
+  HPE_INVALID_CONTENT_LENGTH: "invalid content-length parsed",
+  HPE_INVALID_HEADER_TOKEN: "invalid HTTP header parsed",
+  HPE_INVALID_STATUS: "invalid HTTP status-code parsed",
+  HPE_INVALID_VERSION: "invalid HTTP version parsed",
+  HPE_UNEXPECTED_CONTENT_LENGTH: "invalid content-length parsed",
+};
+
+function describe({ code, reason }: ParseError): string {
+  return COMPLAINTS[code] ?? `invalid HTTP response: ${reason}`;
+}
+
+async function sendAll(connection: Deno.TcpConn, bytes: Uint8Array): Promise<void> {
+  for (let sent = 0; sent < bytes.length;) sent += await connection.write(bytes.subarray(sent));
+}
+
+interface PlainHead {
+  readonly status: number;
+  readonly statusText: string;
+  /** Names and values in turn. */
+  readonly list: readonly string[];
+}
+
+class PlainAnswer implements Answer {
+  readonly status: number;
+  readonly statusText: string;
+  readonly headers: Headers;
+  readonly #exchange: PlainExchange;
+  /** How the body is encoded; null for as it is, or in a way that nobody knows. */
+  readonly #coding: string | null;
+
+  constructor({ status, statusText, list }: PlainHead, exchange: PlainExchange) {
+    this.status = status;
+    this.statusText = statusText;
+    this.#exchange = exchange;
+    const headers = this.headers = new Headers();
+    for (let i = 0; i < list.length; i += 2) headers.append(list[i]!, list[i + 1]!);
+    const coding = headers.get("content-encoding");
+    this.#coding = coding !== null && isKnownCoding(coding) && !exchange.isBare ? coding : null;
+  }
+
+  bytes(): Promise<Uint8Array<ArrayBuffer>> {
+    return this.#exchange.bytes();
+  }
+
+  pieces(): AsyncIterable<Uint8Array<ArrayBuffer>> {
+    const pieces = this.#exchange.body();
+    return this.#coding === null ? pieces : decodeContent(pieces, this.#coding);
+  }
+
+  cancel(): Promise<void> {
+    this.#exchange.close();
+    return Promise.resolve();
+  }
+}
