@@ -31,14 +31,17 @@ export async function* decodeContent(
   async function* encoded(): AsyncGenerator<Uint8Array> {
     for await (const piece of pieces) {
       encodedBytes += piece.length;
-      yield piece.slice();
+      yield new Uint8Array(piece);
     }
     if (mark !== null) yield mark;
   }
   const source = Readable.from(encoded(), { objectMode: false });
   source.on("error", (error) => decoder.destroy(error));
   try {
-    for await (const piece of source.pipe(decoder)) yield piece;
+    for await (const piece of source.pipe(decoder)) {
+      // It is a Buffer, of which slice() makes no copy.
+      yield new Uint8Array(piece.buffer, piece.byteOffset, piece.length);
+    }
     if (mark !== null && decoder.bytesWritten > encodedBytes) throw new TypeError("unexpected end of file");
   } finally {
     source.destroy();

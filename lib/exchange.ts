@@ -113,15 +113,7 @@ export async function exchangeOver(
   try {
     for (let hop = request;;) {
       phase = "first_byte";
-      const { method, headers, body: content, client, settings } = hop;
-      const response = await fetch(hop.url, {
-        method,
-        headers,
-        body: content,
-        client,
-        settings,
-        signal: head?.signal ?? signal,
-      });
+      const response = await fetch(hop.url, { ...hop, signal: head?.signal ?? signal });
       exchange.status = response.status;
       exchange.firstByteMs = performance.now() - start;
       phase = "download";
@@ -241,7 +233,7 @@ function nextTarget(
  */
 function isToldShort({ headers }: Answer, maxBytes: number): boolean {
   return Number(headers.get("content-length") ?? NaN) <= Math.min(WHOLE_BYTES, maxBytes) &&
-    !headers.has("content-encoding");
+    !headers.has("content-encoding") && !headers.has("transfer-encoding");
 }
 
 function wholeBody({ headers }: Answer, { body, keepBytes }: { body: Uint8Array; keepBytes: number }): Body {

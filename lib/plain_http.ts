@@ -1,17 +1,23 @@
 import { HTTPParser } from "node:_http_common";
 import { Buffer } from "node:buffer";
+import { isIP } from "node:net";
 import { decodeContent, isKnownCoding } from "./content_coding.ts";
 import { errorMessage } from "./error.ts";
 import type { Answer, FetchOptions } from "./fetch.ts";
+import { Timer } from "./timer.ts";
 
 /** Bytes that are read at a time. */
 const READ_BYTES = 16 * 1024;
 /** A longer head of a response, or one of more headers, is not taken; fetch has about the same bounds. */
 const MAX_HEAD_BYTES = 384 * 1024;
 const MAX_HEADERS = 100;
-/** Buffers that are kept for later reads. */
+/** Buffers and parsers that are kept for later requests. */
 const MAX_KEPT = 256;
 const DEFAULT_PORT = 80;
+/** Head start of the address that the system names first. */
+const HEAD_START_MS = 300;
+/** A name without an address, as Linux and macOS say it, and Windows. */
+const LOOK_UP_REGEXP = /^failed to lookup address|No such host is known|os error 1100[1-4]/;
 
 /** Parser of HTTP/1.1, as far as it is used; its events are properties with these numbers. */
 interface ResponseParser {
@@ -32,10 +38,11 @@ const {
   kOnMessageComplete,
   kLenientOptionalCRBeforeLF,
   kLenientChunkedLength,
+  kLenientSpacesAfterChunkSize,
 } = HTTPParser as Record<string, number>;
 
 /** What is accepted although it breaks the rules, as the runtime's `fetch` does: many sites do. */
-const LENIENT = kLenientOptionalCRBeforeLF! | kLenientChunkedLength!;
+const LENIENT = kLenientOptionalCRBeforeLF! | kLenientChunkedLength! | kLenientSpacesAfterChunkSize!;
 
 /**
  * Sends a request over HTTP/1.1 without TLS, on a connection of its own, as the runtime's `fetch` does with a client that
@@ -56,24 +63,46 @@ export async function fetchPlain(
 
 async function connect({ hostname, port }: URL, signal: AbortSignal): Promise<Deno.TcpConn> {
   signal.throwIfAborted();
+  const options = {
+    hostname: hostname.replace(/^\[|\]$/g, ""),
+    port: port === "" ? DEFAULT_PORT : Number(port),
+    signal,
+  };
   try {
-    return await Deno.connect({
-      hostname: hostname.replace(/^\[|\]$/g, ""),
-      port: port === "" ? DEFAULT_PORT : Number(port),
-      signal,
-    });
+    return await (isIP(options.hostname) === 0 ? connectToName(options) : Deno.connect(options));
   } catch (error) {
     signal.throwIfAborted();
     throw asFetchError(error);
   }
 }
 
+/**
+ * Connects to the address of a name that the system puts first, as fetch does; where that does not come about at once, to
+ * any of them. `Deno.connect` by itself begins with IPv6, and waits for it where it leads nowhere.
+ */
+async function connectToName(options: Deno.ConnectOptions): Promise<Deno.TcpConn> {
+  const first = Deno.connect({ ...options, autoSelectFamily: false });
+  const late = Promise.withResolvers<null>();
+  using _timer = new Timer(HEAD_START_MS, () => late.resolve(null));
+  try {
+    const connection = await Promise.race([first, late.promise]);
+    if (connection !== null) return connection;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable || LOOK_UP_REGEXP.test(errorMessage(error))) throw error;
+  }
+  options.signal?.throwIfAborted();
+  const any = Deno.connect(options);
+  const connection = await Promise.any([first, any]).catch(() => any);
+  for (const other of [first, any]) other.then((one) => one !== connection && one.close(), () => {});
+  return connection;
+}
+
 /** A failure to connect in the words of fetch, by which failures are told apart (lib/failure.ts). */
 function asFetchError(error: unknown): unknown {
   if (error instanceof Deno.errors.NotCapable) return error;
   const message = errorMessage(error);
-  const isOfName = message.startsWith("failed to lookup address");
-  return fetchFailed(`client error (Connect): ${isOfName ? "dns error" : "tcp connect error"}: ${message}`);
+  const kind = LOOK_UP_REGEXP.test(message) ? "dns error" : "tcp connect error";
+  return fetchFailed(`client error (Connect): ${kind}: ${message}`);
 }
 
 interface PlainRequest {
@@ -92,13 +121,18 @@ function headerLine(name: string, value: string): string {
 }
 
 /** The request as it is sent, with the headers that fetch adds. */
-function encodeRequest({ host, pathname, search }: URL, { method, headers, body }: PlainRequest): Uint8Array {
-  let head = `${method} ${pathname}${search} HTTP/1.1\r\n`;
+function encodeRequest(
+  { href, host, pathname, search }: URL,
+  { method, headers, body }: PlainRequest,
+): Uint8Array {
+  const query = search === "" && /^[^#]*\?/.test(href) ? "?" : search;
+  let head = `${method} ${pathname}${query} HTTP/1.1\r\n`;
   if (!("host" in headers)) head += `host: ${host}\r\n`;
   for (const name in headers) head += headerLine(name, headers[name]!);
   if (!("accept" in headers)) head += "accept: */*\r\n";
   if (!("accept-language" in headers)) head += "accept-language: *\r\n";
-  if (!("accept-encoding" in headers)) head += "accept-encoding: gzip,br\r\n";
+  // Of what is encoded, a part can't be decoded.
+  if (!("accept-encoding" in headers)) head += `accept-encoding: ${"range" in headers ? "identity" : "gzip,br"}\r\n`;
   if (body !== null) head += `content-length: ${body.length}\r\n`;
   else if (method === "POST" || method === "PUT") head += "content-length: 0\r\n";
   const bytes = Buffer.from(`${head}\r\n`, "latin1");
@@ -116,22 +150,24 @@ type HeadArgs = [
   statusText: string,
 ];
 
-/** Buffers of reads that have ended: those of the next are warm in the caches then. */
-const buffers: Buffer[] = [];
+/** What requests that have ended had: for the next it is warm in the caches, and no garbage. */
+const kept: { readonly buffer: Buffer; readonly parser: ResponseParser }[] = [];
 
 /** One request and its response on a connection, which it closes. */
 class PlainExchange {
   readonly #connection: Deno.TcpConn;
   readonly #isHead: boolean;
   readonly #signal: AbortSignal;
-  readonly #parser: ResponseParser = new HTTPParser();
-  readonly #buffer = buffers.pop() ?? Buffer.allocUnsafeSlow(READ_BYTES);
+  readonly #parser: ResponseParser;
+  readonly #buffer: Buffer;
   #status = 0;
   #statusText = "";
   #headers: string[] = [];
   #headBytes = 0;
   #hasHead = false;
   #hasAll = false;
+  /** What is wrong with the head that the parser takes. */
+  #complaint: string | null = null;
   /** What the rest of the body is lost to. */
   #failure: TypeError | null = null;
   #isOpen = true;
@@ -148,11 +184,19 @@ class PlainExchange {
     this.#isHead = isHead;
     this.#signal = signal;
     signal.addEventListener("abort", this.#abort);
+    const { parser, buffer } = kept.pop() ??
+      { parser: new HTTPParser() as ResponseParser, buffer: Buffer.allocUnsafeSlow(READ_BYTES) };
+    this.#parser = parser;
+    this.#buffer = buffer;
+    this.#initialize();
+  }
+
+  #initialize(): void {
     const parser = this.#parser;
     parser.initialize(RESPONSE!, {}, MAX_HEAD_BYTES, LENIENT);
     parser[kOnHeaders!] = (headers: readonly string[]) => this.#addHeaders(headers);
     parser[kOnHeadersComplete!] = (...args: HeadArgs) => this.#endHead(...args);
-    parser[kOnBody!] = (piece: Uint8Array<ArrayBuffer>) => this.#pieces.push(piece);
+    parser[kOnBody!] = (piece: Uint8Array<ArrayBuffer>) => this.#addPiece(piece);
     parser[kOnMessageComplete!] = () => this.#hasAll = this.#hasHead;
   }
 
@@ -166,30 +210,21 @@ class PlainExchange {
     try {
       this.#signal.throwIfAborted();
       // Not waited for: a server may answer before it has all of it, and close.
-      const sent = sendAll(this.#connection, request);
-      sent.catch(() => {});
+      sendAll(this.#connection, request).catch(() => {});
       while (!this.#hasHead) await this.#read();
       return new PlainAnswer({ status: this.#status, statusText: this.#statusText, list: this.#headers }, this);
     } catch (error) {
-      this.close();
-      this.#signal.throwIfAborted();
-      throw error;
+      throw this.#endWith(error);
     }
   }
 
   /** Reads the body to its end; pieces of it hold until the next is asked for. */
   async *body(): AsyncGenerator<Uint8Array<ArrayBuffer>, void> {
     try {
-      while (true) {
-        const pieces = this.#pieces;
-        this.#pieces = [];
-        yield* pieces;
-        if (this.#hasAll) return;
-        await this.#read();
+      for (let pieces = await this.#next(); pieces !== null; pieces = await this.#next()) {
+        // They are Buffers, of which slice() makes no copy.
+        for (const { buffer, byteOffset, length } of pieces) yield new Uint8Array(buffer, byteOffset, length);
       }
-    } catch (error) {
-      this.#signal.throwIfAborted();
-      throw error;
     } finally {
       this.close();
     }
@@ -198,18 +233,8 @@ class PlainExchange {
   /** Reads all of the body, which is to be short. */
   async bytes(): Promise<Uint8Array<ArrayBuffer>> {
     const copies: Uint8Array<ArrayBuffer>[] = [];
-    try {
-      while (true) {
-        for (const piece of this.#pieces) copies.push(piece.slice());
-        this.#pieces = [];
-        if (this.#hasAll) break;
-        await this.#read();
-      }
-    } catch (error) {
-      this.#signal.throwIfAborted();
-      throw error;
-    } finally {
-      this.close();
+    for (let pieces = await this.#next(); pieces !== null; pieces = await this.#next()) {
+      for (const piece of pieces) copies.push(new Uint8Array(piece));
     }
     return copies.length === 1 ? copies[0]! : new Uint8Array(Buffer.concat(copies));
   }
@@ -220,7 +245,31 @@ class PlainExchange {
     this.#isOpen = false;
     this.#signal.removeEventListener("abort", this.#abort);
     this.#connection.close();
-    if (!this.#isReading && buffers.length < MAX_KEPT) buffers.push(this.#buffer);
+    // A read may still be under way.
+    if (this.#isReading || kept.length >= MAX_KEPT) return;
+    kept.push({ buffer: this.#buffer, parser: this.#parser });
+  }
+
+  /** The pieces of the body that come next; null at its end. */
+  async #next(): Promise<Uint8Array<ArrayBuffer>[] | null> {
+    try {
+      while (this.#pieces.length === 0 && !this.#hasAll) await this.#read();
+    } catch (error) {
+      throw this.#endWith(error);
+    }
+    if (this.#pieces.length === 0) {
+      this.close();
+      return null;
+    }
+    const pieces = this.#pieces;
+    this.#pieces = [];
+    return pieces;
+  }
+
+  /** Ends it. @returns What to throw: where it was ended from outside, the reason. */
+  #endWith(error: unknown): unknown {
+    this.close();
+    return this.#signal.aborted ? this.#signal.reason : error;
   }
 
   #addHeaders(headers: readonly string[]): void {
@@ -229,7 +278,9 @@ class PlainExchange {
   }
 
   /** @returns 1 where no body follows, whatever the headers say. */
-  #endHead(...[, , headers, , , status, statusText]: HeadArgs): number {
+  #endHead(...[major, minor, headers, , , status, statusText]: HeadArgs): number {
+    // Another response in the same read is an answer to nothing.
+    if (this.#hasHead) return 1;
     // Such as 100 (Continue): the response follows.
     if (status >= 100 && status < 200 && status !== 101) {
       this.#headers = [];
@@ -239,7 +290,13 @@ class PlainExchange {
     this.#status = status;
     this.#statusText = statusText;
     this.#hasHead = true;
-    return this.#isHead ? 1 : 0;
+    if (status < 100) this.#complaint = COMPLAINTS.HPE_INVALID_STATUS!;
+    if (major !== 1 || minor > 1) this.#complaint = COMPLAINTS.HPE_INVALID_VERSION!;
+    return this.#isHead || status === RESET_CONTENT ? 1 : 0;
+  }
+
+  #addPiece(piece: Uint8Array<ArrayBuffer>): void {
+    if (!this.#hasAll) this.#pieces.push(piece);
   }
 
   /** Reads what has come, or waits for more. */
@@ -253,7 +310,10 @@ class PlainExchange {
       throw this.#hasHead ? bodyFailed() : requestFailed("connection closed before message completed");
     }
     if (!this.#hasHead) this.#headBytes += bytes;
-    const result = this.#parser.execute(this.#buffer.subarray(0, bytes));
+    const result = this.#parse(this.#buffer.subarray(0, bytes));
+    // Many small ones take far more memory than what is in them.
+    if (this.#pieces.length > 1) this.#pieces = [Buffer.concat(this.#pieces)];
+    if (this.#complaint !== null) throw requestFailed(this.#complaint);
     if (this.#headers.length / 2 > MAX_HEADERS || !this.#hasHead && this.#headBytes > MAX_HEAD_BYTES) {
       throw requestFailed("message head is too large");
     }
@@ -263,6 +323,17 @@ class PlainExchange {
     if (!this.#hasHead) throw requestFailed(describe(result));
     // What came before it is still to be handed on.
     this.#failure = bodyFailed();
+  }
+
+  #parse(bytes: Buffer): number | ParseError {
+    const result = this.#parser.execute(bytes);
+    const isFirst = !this.#hasHead && this.#headBytes === bytes.length;
+    if (typeof result === "number" || !isFirst || !LENGTH_CODES.includes(result.code)) return result;
+    const corrected = withOneLength(bytes);
+    if (corrected === null) return result;
+    this.#headers = [];
+    this.#initialize();
+    return this.#parser.execute(corrected);
   }
 
   /** @returns The number of bytes in the buffer; null at the end. */
@@ -288,6 +359,23 @@ function requestFailed(message: string): TypeError {
 
 function bodyFailed(cause?: unknown): TypeError {
   return new TypeError("error reading a body from connection", { cause });
+}
+
+const RESET_CONTENT = 205;
+/** What the parser says of a length that stands there twice, be it the same. */
+const LENGTH_CODES = ["HPE_UNEXPECTED_CONTENT_LENGTH", "HPE_INVALID_CONTENT_LENGTH"];
+
+/** The response with one length where it has the same several times (RFC 9110, 8.6); null where it has not. */
+function withOneLength(bytes: Buffer): Buffer | null {
+  const end = bytes.indexOf("\r\n\r\n");
+  if (end === -1) return null;
+  const lines = bytes.toString("latin1", 0, end).split("\r\n");
+  const isLength = (line: string) => /^content-length:/i.test(line);
+  const lengths = lines.filter(isLength).flatMap((line) => line.slice(line.indexOf(":") + 1).split(","));
+  const [length, ...others] = lengths.map((text) => text.trim());
+  if (others.length === 0 || !/^\d+$/.test(length!) || others.some((other) => other !== length)) return null;
+  const head = [...lines.filter((line) => !isLength(line)), `content-length: ${length}`].join("\r\n");
+  return Buffer.concat([Buffer.from(head, "latin1"), bytes.subarray(end)]);
 }
 
 /** What fetch says of a bad head, by the parser's codes. */
@@ -338,9 +426,14 @@ class PlainAnswer implements Answer {
     return this.#exchange.bytes();
   }
 
-  pieces(): AsyncIterable<Uint8Array<ArrayBuffer>> {
+  async *pieces(): AsyncGenerator<Uint8Array<ArrayBuffer>, void> {
     const pieces = this.#exchange.body();
-    return this.#coding === null ? pieces : decodeContent(pieces, this.#coding);
+    try {
+      yield* this.#coding === null ? pieces : decodeContent(pieces, this.#coding);
+    } finally {
+      // The decoder may have ended while a read is under way, which nothing else would end.
+      this.#exchange.close();
+    }
   }
 
   cancel(): Promise<void> {

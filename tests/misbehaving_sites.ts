@@ -105,6 +105,14 @@ export const MISBEHAVIOURS: Readonly<Record<string, Misbehaviour>> = {
     error: "protocol",
     phase: "download",
   },
+  endless_chunks_beside_a_length: {
+    answer: flood(
+      `${HEAD}content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n`,
+      Buffer.concat([Buffer.from("10000\r\n"), SPACE, Buffer.from("\r\n")]),
+    ),
+    error: "body_too_large",
+    phase: "download",
+  },
   gzip_bomb: { answer: bomb("gzip"), error: "body_too_large", phase: "download" },
   brotli_bomb: { answer: bomb("br"), error: "body_too_large", phase: "download" },
   silent: { answer: () => {}, error: "timeout", phase: "first_byte" },

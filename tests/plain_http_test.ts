@@ -82,6 +82,14 @@ const RESPONSES: Readonly<Record<string, string | Uint8Array | ((socket: Socket)
   "chunks": chunked("hello", " ", "world"),
   "chunks with extensions and a trailer":
     `${HEAD}transfer-encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nx: y\r\n\r\n`,
+  "chunks whose lengths are padded": `${HEAD}transfer-encoding: chunked\r\n\r\n5  \r\nhello\r\n0   \r\n\r\n`,
+  "many small chunks": chunked(...Array.from({ length: 1_000 }, (_, i) => String(i % 10))),
+  "another response behind it": `${HEAD}content-length: 5\r\n\r\nhelloHTTP/1.1 400 Bad\r\ncontent-length: 3\r\n\r\nbad`,
+  "another response behind none": "HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 400 Bad\r\ncontent-length: 3\r\n\r\nbad",
+  "100 behind it": `${HEAD}content-length: 5\r\n\r\nhelloHTTP/1.1 100 Continue\r\n\r\n`,
+  "a reset": "HTTP/1.1 205 Reset Content\r\n\r\nhello",
+  "HTTP/2.0": "HTTP/2.0 200 OK\r\ncontent-length: 0\r\n\r\n",
+  "a status below 100": "HTTP/1.1 099 Low\r\ncontent-length: 0\r\n\r\n",
   "a length beside chunks": chunked("hello").replace("\r\n\r\n", "\r\ncontent-length: 3\r\n\r\n"),
   "HTTP/1.0": "HTTP/1.0 200 OK\r\n\r\nhello",
   "no text of the status": "HTTP/1.1 200\r\ncontent-length: 0\r\n\r\n",
@@ -146,6 +154,17 @@ Deno.test.each(Object.entries(RESPONSES))("fetchPlain() makes of %s what fetch d
   assert.deepEqual(await outcome(fetchPlain, server.url), await outcome(fetchByRuntime, server.url));
 });
 
+Deno.test.each(["content-length: 2\r\nx: y\r\nContent-Length: 2", "content-length: 2, 2\r\nx: y"])(
+  "fetchPlain() takes a length that stands there twice for one: %s",
+  async (lines) => {
+    await using server = await serveRaw(send(`${HEAD}${lines}\r\n\r\nhi`));
+    const { headers, ...plain } = await outcome(fetchPlain, server.url) as { headers: unknown };
+    const { headers: _, ...runtime } = await outcome(fetchByRuntime, server.url) as { headers: unknown };
+    assert.deepEqual(plain, runtime);
+    assert.deepEqual(headers, [["content-length", "2"], ["x", "y"]]);
+  },
+);
+
 Deno.test.each(["HEAD", "GET"])("fetchPlain() takes the answer to %s for what fetch does", async (method) => {
   await using server = await serveRaw(send(`${HEAD}content-length: 5\r\ncontent-encoding: gzip\r\n\r\n`));
   assert.deepEqual(
@@ -181,6 +200,9 @@ const body = new TextEncoder().encode("Grüße");
 
 const REQUESTS: Readonly<Record<string, Options & { readonly path?: string }>> = {
   "a bare GET": {},
+  "an empty query": { path: "a?" },
+  "an empty query and a fragment": { path: "a?#b?" },
+  "a part": { headers: { ...HEADERS, range: "bytes=0-9" } },
   "a path and a query": { path: "a%20b/ü?x=1&y=%2F#part" },
   "headers": { headers: { ...HEADERS, accept: "text/html", "x-some": "thing", authorization: "Basic eDp5" } },
   "other headers than those of fetch": {
@@ -267,6 +289,32 @@ Deno.test("fetchPlain() closes the connection as soon as nothing more is read", 
   await (await asking(fetchPlain, server.url)).cancel();
   assert.equal(ends.length, 2);
   await Promise.all(ends);
+});
+
+Deno.test.each(["gzip", "br"])("fetchPlain() closes the connection when %s can't be decoded", async (coding) => {
+  const closed = Promise.withResolvers<void>();
+  await using server = await serveRaw((socket) => {
+    socket.on("close", () => closed.resolve());
+    socket.write(`${HEAD}content-encoding: ${coding}\r\ncontent-length: 1000\r\n\r\n${"It works. ".repeat(50)}`);
+    socket.resume();
+  });
+  const answer = await asking(fetchPlain, server.url);
+  await assert.rejects(async () => {
+    for await (const _ of answer.pieces());
+  });
+  await closed.promise;
+});
+
+Deno.test("fetchPlain() closes the connection when nothing more is read of what is decoded", async () => {
+  const closed = Promise.withResolvers<void>();
+  await using server = await serveRaw((socket) => {
+    socket.on("close", () => closed.resolve());
+    socket.write(`${HEAD}content-encoding: gzip\r\ncontent-length: 100000\r\n\r\n`);
+    socket.write(gzipSync(LONG));
+    socket.resume();
+  });
+  for await (const _ of (await asking(fetchPlain, server.url)).pieces()) break;
+  await closed.promise;
 });
 
 Deno.test("fetchPlain() holds little of a body that nobody reads", async () => {
