@@ -318,8 +318,7 @@ class PlainExchange {
       throw requestFailed("message head is too large");
     }
     // What follows the end of the response is nobody's.
-    if (this.#hasAll) return;
-    if (typeof result === "number") return;
+    if (this.#hasAll || typeof result === "number") return;
     if (!this.#hasHead) throw requestFailed(describe(result));
     // What came before it is still to be handed on.
     this.#failure = bodyFailed();
